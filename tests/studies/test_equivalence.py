@@ -228,3 +228,30 @@ def test_a_study_of_many_lines_has_its_picture_by_treatment_first(tmp_path: Path
     assert WORTH in few[2:]
     assert many[:2] == [WORTH, "Table"]
     assert WORTH not in many[1:]
+
+
+def test_a_lucky_draw_of_images_is_no_worth_of_a_treatment() -> None:
+    """Variations gain nothing on either of two draws of ten images, of which the second is as good as twenty."""
+    pasted, drawn = (
+        {"variations.per_image": "10", "generator.name": "copy_paste"},
+        {"split.seed": "1", "data.train": "b"},
+    )
+    conditions = [({}, 20.0, 0.6, 6), ({}, 40.0, 0.7, 6), ({}, 10.0, 0.5, 6), (pasted, 10.0, 0.5, 6)]
+    conditions += [(drawn, 10.0, 0.6, 6), (drawn | pasted, 10.0, 0.6, 6)]
+    on_validation = [0.6, 0.7, 0.52, 0.50, 0.50, 0.55]
+    runs, figures = simulate_settings(conditions, seed_noise=0.005, own_image_noise=0.0)
+    runs = [
+        replace(run, metrics=run.metrics | {"val_real/map_50": on_validation[int(run.run_id.split("-")[1])]})
+        for run in runs
+    ]
+    whole = study_of(runs, condition_table(runs), figures)
+    (curves,) = size_curves(whole.rows, whole.contrasts)
+    plain, treated = curves.values()
+    draws = [
+        {row.first.condition.get("data.train") for row in line if row.real_images == 10} for line in (plain, treated)
+    ]
+    assert draws[0] == draws[1]
+    assert len(draws[0]) == 1
+    section = equivalence_section(whole)
+    assert section is not None
+    assert "are worth 10 real images" in section.sentences[0]

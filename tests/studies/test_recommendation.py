@@ -79,6 +79,33 @@ def test_of_two_detectors_the_one_better_on_validation_images_is_taken() -> None
     assert row.first.detector == "yolov3_nano"
 
 
+@pytest.mark.parametrize("setting", [{"detector.name": "yolov3"}, {"trainer.steps": "1600"}])
+@pytest.mark.parametrize(("ap50", "is_taken"), [(0.8, True), (0.62, False)])
+def test_a_gain_in_a_worse_setup_does_not_decide(setting: dict[str, str], ap50: float, is_taken: bool) -> None:
+    """Of two detectors or numbers of steps, the one without a gain may be far better on validation images."""
+    pasted = {"variations.per_image": "10", "generator.name": "copy_paste"}
+    conditions = [
+        ({}, 80.0, 0.6, 9),
+        (pasted, 80.0, 0.65, 9),
+        (setting, 80.0, ap50, 9),
+        (setting | pasted, 80.0, ap50, 9),
+    ]
+    runs, figures = simulate_settings(conditions, seed_noise=0.005, own_image_noise=0.01)
+    runs = [
+        replace(
+            run,
+            detector=str(run.condition["detector.name"]),
+            metrics=run.metrics | {"val_real/map": run.metrics["test/map"]},
+        )
+        for run in runs
+    ]
+    row, reason = recommended(study_of(runs, condition_table(runs), figures))
+    (key, value), *_ = setting.items()
+    assert (row.first.condition[key] == value) == is_taken
+    assert ("better on validation images" in reason) == is_taken
+    assert ("significantly better" in reason) != is_taken
+
+
 def test_two_data_sets_have_no_best_condition() -> None:
     runs, _, figures = simulate(PLAIN[:1], seeds=2)
     both = [*runs, *(replace(run, dataset="other", run_id=f"other{run.seed}") for run in runs)]

@@ -1,6 +1,7 @@
 """What a study could have seen, on studies with and without a positive control."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_study import Simulated, simulate, study_of
+from simulated_study import Simulated, simulate, simulate_settings, study_of
 
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.inference import Interval
-from boxtwin.studies.report.sections import Section, sensitivity_section
+from boxtwin.studies.report.sections import Section, sensitivity_section, steps_section
 from boxtwin.studies.sensitivity import detectable, late_rise, recipe
 
 PLAIN = [("s1", 0, "none", 80.0, 0.7), ("s2", 0, "none", 40.0, 0.6)]
@@ -127,3 +128,28 @@ def test_the_recipe_is_what_no_table_varies() -> None:
     ]
     assert recipe(same[0]) == recipe(same[1]) == ("sar_scenes", "yolov3_nano", "experiment=x")
     assert recipe(replace(runs[0], overrides="")) is None
+
+
+NAMES = {"detector": "detector.name", "trainer.steps": "trainer.steps", "variations": "variations.per_image"}
+
+
+def test_gains_of_two_detectors_against_steps_are_told_apart() -> None:
+    pasted = {"variations.per_image": "10", "generator.name": "copy_paste"}
+    conditions = []
+    for detector, ap50, gain in (("tiny", 0.5, 0.1), ("yolov3", 0.6, -0.05)):
+        for steps in ("400", "1600"):
+            settings = {"detector.name": detector, "trainer.steps": steps}
+            conditions += [(settings, 80.0, ap50, 6), (settings | pasted, 80.0, ap50 + gain, 6)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.005, own_image_noise=0.01)
+    for place, run in enumerate(runs):
+        words = [f"{key}={run.condition[name]}" for key, name in NAMES.items()]
+        runs[place] = replace(run, detector=run.condition["detector.name"], overrides=" ".join(words))
+    study = study_of(runs, condition_table(runs), figures)
+    found = [text for text in sensitivity_section(study).sentences if text.startswith("Gain in AP50 against steps")]
+    assert [re.findall("detector=(tiny|yolov3).*400 steps ([+-])", text) for text in found] == [
+        [("tiny", "+")],
+        [("yolov3", "-")],
+    ]
+    section = steps_section(study.rows)
+    assert section is not None
+    assert len(section.sentences) == len({text.partition(":")[0] for text in section.sentences}) == 4

@@ -62,7 +62,7 @@ class Exchange:
     @property
     def prefix(self) -> str:
         """Settings that tell its setup from others, such as ``detector=yolov3, ``."""
-        return prefix_of(_untreated(self.row.setup))
+        return prefix_of(untreated(self.row.setup))
 
 
 def treatment_of(row: Row) -> str:
@@ -78,7 +78,7 @@ def treatment_of(row: Row) -> str:
     return " and ".join(parts) or PLAIN
 
 
-def _untreated(values: Values) -> dict[str, str]:
+def untreated(values: Values) -> dict[str, str]:
     """Settings of a setup without those of a treatment and the steps, which may be the best for each treatment."""
     return {k: v for k, v in values.items() if k.split(".")[0] not in OF_TREATMENT and k != STEPS}
 
@@ -87,7 +87,8 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
     """For each setup the conditions of each treatment by number of real images, real images alone first.
 
     Where several conditions of a treatment have as many images, other numbers of steps for example, the one in a
-    primary comparison is taken, else that with the most seeds, of these the best on validation images.
+    primary comparison is taken, else that with the most seeds, of these the best on validation images. All
+    treatments of one number are on the same draw of images, that of real images alone.
     """
     named = {row.run_ids for each in contrasts if each.kind == "primary" for row in (each.new, each.old)}
 
@@ -95,9 +96,15 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
         return row.run_ids in named, len(row.seeds), on_validation(row), row.first.train_size is None
 
     found: dict[object, dict[str, dict[float, Row]]] = defaultdict(lambda: defaultdict(dict))
-    for row in (row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0):  # nan is not
-        setup = frozenset((k, v) for k, v in _untreated(dict(row.condition)).items() if k != DEVICE)
-        found[setup][treatment_of(row)].setdefault(row.real_images, row)
+    images: dict[object, str | None] = {}  # hash of the training images, by setup and number
+    ordered = [row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0]  # nan is not
+    for row in sorted(ordered, key=lambda row: treatment_of(row) != PLAIN):
+        setup = frozenset((k, v) for k, v in untreated(dict(row.condition)).items() if k != DEVICE)
+        # Another draw of as many images may be luckier: a treatment is set against the same images without it.
+        drawn = row.first.condition.get("data.train")
+        known = images.setdefault((setup, row.real_images), drawn)
+        if known == drawn or None in (known, drawn):
+            found[setup][treatment_of(row)].setdefault(row.real_images, row)
     order = [PLAIN, *dict.fromkeys(treatment_of(row) for row in rows)]
     return [
         {name: [row for _, row in sorted(lines[name].items())] for name in sorted(lines, key=order.index)}
@@ -123,7 +130,7 @@ def curve_rows(rows: Sequence[Row], like: Row, resampled: ResampledMetrics) -> l
     """Real images alone in the setup of a condition and on its test images, by size."""
 
     def shared(row: Row) -> object:
-        return _untreated(dict(row.condition)), {resampled.images(run) for run in row.run_ids}
+        return untreated(dict(row.condition)), {resampled.images(run) for run in row.run_ids}
 
     curves = size_curves([row for row in rows if shared(row) == shared(like)])
     return curves[0].get(PLAIN, []) if curves else []

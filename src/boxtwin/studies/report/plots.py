@@ -272,12 +272,12 @@ def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchan
     return Drawing(as_svg(canvas), sentence("sizes_in_words", lines=shown))
 
 
-def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: str) -> Drawing:
+def steps_picture(by_steps: Sequence[tuple[str, Sequence[tuple[int, Contrast]]]], text: str) -> Drawing:
     """Gains in AP50 against steps; ``text`` says the same."""
     canvas = Figure(figsize=SIZE, layout="constrained")
     axes = canvas.add_subplot()
     axes.axhline(0, color="#555555", linewidth=0.8)
-    for place, (title, series) in enumerate(by_steps.items()):
+    for place, (title, series) in enumerate(by_steps):
         # Side by side on the axis of logarithms, so that intervals do not cover each other.
         x = [steps * 1.03 ** (place - (len(by_steps) - 1) / 2) for steps, _ in series]
         changes = [contrast.differences["map_50"] for _, contrast in series]
@@ -286,6 +286,6 @@ def steps_picture(by_steps: Mapping[str, Sequence[tuple[int, Contrast]]], text: 
         axes.errorbar(
             x, [100 * change.mean for change in changes], yerr=np.maximum(100 * np.array(reach).T, 0), **style
         )
-    steps = sorted({steps for series in by_steps.values() for steps, _ in series})
+    steps = sorted({steps for _, series in by_steps for steps, _ in series})
     _sizes_axis(axes, steps, "optimiser steps", METRICS["map_50"].gain)
     return Drawing(as_svg(canvas), text)

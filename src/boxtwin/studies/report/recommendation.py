@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.scoring import VALIDATION_AP
+from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
+from boxtwin.studies.condition_values import DEVICE
 from boxtwin.studies.conditions import Estimate, Row
+from boxtwin.studies.equivalence import OF_TREATMENT
 from boxtwin.studies.report.sections import is_treated
 from boxtwin.studies.report.summary import AP50, answers, beaten_by_pixels, primary_gains
 from boxtwin.studies.study import Study
@@ -17,8 +21,8 @@ def recommended(study: Study) -> tuple[Row, str]:
 
     Only conditions on the largest number of real images count. Of those that the answer calls significantly better in
     AP50 than without what they add, the one with the highest AP50 is taken; with primary comparisons these decide
-    alone. Where there is none, real images alone, and of several such conditions (two detectors, say) the one with the
-    highest AP on validation images.
+    alone. Where there is none, real images alone. Of several setups (two detectors or numbers of steps, say), each with
+    its own such condition, the one with the highest AP on validation images is taken.
 
     Raises:
         InputError: the study has no finished run, or runs on several data sets.
@@ -47,13 +51,32 @@ def recommended(study: Study) -> tuple[Row, str]:
         gains += [contrast for contrast, control in each.pretrainings if not beaten_by_pixels(control)]
         gains += each.extra_images
     gains = [contrast for contrast in gains if contrast.differences[AP50].gain_significant]
-    if gains:
-        best = max(gains, key=lambda contrast: contrast.new.estimates[AP50].mean)
-        change = best.differences[AP50]
-        return best.new, f"it is significantly better than {best.old.name}, by {100 * change.mean:.1f} points of AP50"
     plain = [row for row in rows if not is_treated(row)]
-    row = max(plain or rows, key=_validation_ap)
-    return row, "no condition of the study gains significantly over real images alone"
+    if not gains:
+        row = max(plain or rows, key=_validation_ap)
+        return row, "no condition of the study gains significantly over real images alone"
+    # 1. Of each setup its best gain; without any, real images alone, unless another setup's gain is over these.
+    of_setup: dict[object, list[Contrast]] = defaultdict(list)
+    for contrast in gains:
+        of_setup[_setup(contrast.new)].append(contrast)
+    best = [max(each, key=lambda contrast: contrast.new.estimates[AP50].mean) for each in of_setup.values()]
+    gaining = {contrast.new.run_ids for contrast in gains}
+    beaten = {contrast.old.run_ids for contrast in of_rows if contrast.new.run_ids in gaining}
+    others = [row for row in plain if _setup(row) not in of_setup and row.run_ids not in beaten]
+    # 2. Of these the best on validation images; of equal ones, such as where that is not known, the greatest gain.
+    best.sort(key=lambda contrast: -contrast.new.estimates[AP50].mean)
+    candidates = [(each.new, each) for each in best] + [(row, None) for row in others if not study.primary]
+    row, gain = candidates[0] if study.primary else max(candidates, key=lambda each: _validation_ap(each[0]))
+    if gain is None:
+        return row, "it is better on validation images than what gains significantly in other setups"
+    points = 100 * gain.differences[AP50].mean
+    return row, f"it is significantly better than {gain.old.name}, by {points:.1f} points of AP50"
+
+
+def _setup(row: Row) -> object:
+    """All settings of a condition but those of a treatment and of the draw of images."""
+    treatment = (*OF_TREATMENT, *EXTRA_IMAGES.values())
+    return frozenset((k, v) for k, v in row.condition if k.split(".")[0] not in treatment and k != DEVICE)
 
 
 def _validation_ap(row: Row) -> float:

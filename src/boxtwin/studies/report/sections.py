@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING
-from boxtwin.studies.conditions import Row, condition_name, setups
+from boxtwin.studies.conditions import Row, condition_name, prefix_of, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
 from boxtwin.studies.equivalence import (
     LEAST_SIZES,
     PLAIN,
+    STEPS,
     curve_rows,
     exchange,
     on_validation,
     size_curves,
     step_series,
     treatment_of,
+    untreated,
 )
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.report.plots import PLOTTED, Drawing, dose_response_picture, sizes_picture, steps_picture
@@ -92,8 +94,8 @@ def sensitivity_section(study: Study) -> Section:
     plain = [row for row in study.rows if not row.variations]
     late = [(row, late_rise([run.validation for run in row.runs])) for row in plain]
     series = gains_by_steps(study.contrasts)
-    by_steps = {sentence("steps_title", contrast=each[0][1]): each for each in series}
-    gains_in_words = [sentence("gains_by_steps", title=title, series=series) for title, series in by_steps.items()]
+    by_steps = [(steps_title(each[0][1]), each) for each in series]
+    gains_in_words = [sentence("gains_by_steps", title=title, series=each) for title, each in by_steps]
     alone = all(part["alone"] for part in parts)
     return Section(
         "Whether training was long enough" if alone else "What this study could detect",
@@ -104,6 +106,15 @@ def sensitivity_section(study: Study) -> Section:
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
     )
+
+
+def steps_title(contrast: Contrast) -> str:
+    """What a series of steps compares, and the settings that tell it from others, but for steps and device.
+
+    Of older runs, all settings are one hash, with the steps in it.
+    """
+    setup = {key: value for key, value in contrast.new.setup.items() if key not in (STEPS, "setting", DEVICE)}
+    return f"{prefix_of(setup)}{sentence('steps_title', contrast=contrast)}"
 
 
 def shows_a_gain(contrasts: Iterable[Contrast]) -> bool:
@@ -167,8 +178,8 @@ def steps_section(rows: Sequence[Row]) -> Section | None:
     for series in step_series(rows):
         best = max(series, key=on_validation)
         known = on_validation(best) >= 0
-        named = treatment_of(best)
-        sentences.append(sentence("steps", rows=series, treatment=named, best=best if known else None))
+        prefix, named = prefix_of(untreated(best.setup)), treatment_of(best)
+        sentences.append(sentence("steps", rows=series, prefix=prefix, treatment=named, best=best if known else None))
     return Section("Steps of each treatment", tuple(sentences), ()) if sentences else None
 
 
