@@ -28,7 +28,7 @@ from boxtwin.labels.method import Judge
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_runs, make_data, make_detector, make_labels, train
-from boxtwin.synthesis.manifest import store_costs
+from boxtwin.synthesis.manifest import refused_lines, store_costs
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,10 @@ def label_metrics(prepared: Prepared) -> dict[str, float]:
     counted = tally([line.to_json() for line in lines])
     counts = {f"data/labels_{name}": float(count) for name, count in counted.items() if isinstance(count, int)}
     by_hand = make_labels(prepared.config, prepared.dataset, prepared.library.generator).by_hand
-    return counts | store_costs(prepared.library.folder, lines, by_hand=by_hand)
+    names = {source.name for source in prepared.sources}
+    attempts = [line for line in refused_lines(prepared.library.folder) if line.variation <= prepared.per_image]
+    refused = [line for line in attempts if line.source in names]
+    return counts | store_costs(prepared.library.folder, lines, refused, by_hand=by_hand)
 
 
 def describe(prepared: Prepared) -> str:

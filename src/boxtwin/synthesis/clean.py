@@ -77,8 +77,8 @@ def _worth(store: Path) -> str:
         return "its store.json cannot be read" if any((store / "images").rglob("*.png")) else ""
     if (labels.get("name") if isinstance(labels, dict) else labels) == "manual":
         return "a person labelled it"
-    manifest = store / "manifest.jsonl"
-    lines = manifest.read_text(errors="replace").splitlines() if manifest.exists() else []
+    files = [file for name in ("manifest.jsonl", "refused.jsonl") if (file := store / name).exists()]
+    lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
     if paid := sum(float(_object(line).get("cost_usd") or 0) for line in lines):
         return f"it cost {paid:.2f} USD"
     if "reproducible" not in identity:

@@ -62,6 +62,7 @@ class RefusedRecord(RequestRecord):
     """One line of ``refused.jsonl``: a variation that could not be made."""
 
     reason: str
+    cost_usd: float = 0.0  # what was paid nevertheless; earlier versions did not record it
 
 
 class Claimed(NamedTuple):
@@ -345,15 +346,19 @@ def check_usable(
         log.warning(f"{store}: {share} variations equal their sources, such as {example}: they bring nothing new")
 
 
-def store_costs(folder: Path, lines: Sequence[VariationRecord], *, by_hand: bool) -> dict[str, float]:
+def store_costs(
+    folder: Path, lines: Sequence[VariationRecord], refused: Sequence[RefusedRecord] = (), *, by_hand: bool
+) -> dict[str, float]:
     """Metrics of what the variations of ``lines`` cost, whichever run or command paid for it; unknown ones are missing.
+
+    ``refused`` are all attempts at variations of the same images that came to nothing.
 
     The learning that images reused from another store needed is not known. With ``by_hand``, a person made the labels:
     each line records the minutes, or they are unknown.
     """
     costs = {
         "time/store_vary": math.fsum(line.seconds for line in lines),
-        "data/cost_usd": math.fsum(line.cost_usd for line in lines),
+        "data/cost_usd": math.fsum([*(line.cost_usd for line in lines), *(line.cost_usd for line in refused)]),
     }
     if learning := whole_lines(folder / LEARNING):
         costs["time/store_fit"] = math.fsum(call["seconds"] for call in learning)

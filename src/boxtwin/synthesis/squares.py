@@ -65,11 +65,15 @@ def join(answers: Sequence[RGB8], source: Pixels, size: int, overlap: int) -> Pi
     return _like(source, (total / weight)[top : top + height, left : left + width])
 
 
+class NotSquareError(ValueError):
+    """A whole image of another shape than was asked for."""
+
+
 def as_square(pixels: Pixels, size: int) -> RGB8:
-    """An answer as an 8-bit RGB square of ``size``, whatever size it comes in; raises ValueError if it is none."""
+    """An answer as an 8-bit RGB square of ``size``, whatever size it has; raises `NotSquareError` if it is none."""
     height, width = pixels.shape[:2]
     if height != width:
-        raise ValueError(f"a square of {size} pixels was asked for, {width} x {height} came")
+        raise NotSquareError(f"a square of {size} pixels was asked for, {width} x {height} came")
     answer = _as_rgb8(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
     if height == size:
         return answer

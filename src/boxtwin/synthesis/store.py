@@ -247,7 +247,7 @@ class Library:
             now = time.perf_counter()
             if isinstance(outcome, Refused):
                 log.warning("%s v%02d: %s", request.source.name, request.variation, outcome.reason)
-                refused = RefusedRecord(**self._about(request), reason=outcome.reason)
+                refused = RefusedRecord(**self._about(request), reason=outcome.reason, cost_usd=outcome.cost_usd)
                 append_line(self.folder / REFUSED, vars(refused))
                 update.refused += 1
                 update.cost_usd += outcome.cost_usd

@@ -15,6 +15,7 @@ from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
 from boxtwin.synthesis import store
 from boxtwin.synthesis.generator import Variation
+from boxtwin.synthesis.manifest import refused_lines, store_costs
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_waits_grow_and_are_never_the_same(
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, (30, 60, 120, 120, 120), strict=True))
 
 
-@pytest.mark.parametrize("fault", ["drop", "truncated", "overloaded", "rate limit", "oblong", "cut short"])
+@pytest.mark.parametrize("fault", ["drop", "truncated", "overloaded", "rate limit", "cut short"])
 def test_an_image_that_cannot_be_had_is_refused_and_the_rest_go_on(
     dataset: Dataset, server: Record, tmp_path: Path, fault: str
 ) -> None:
@@ -90,6 +91,16 @@ def test_an_image_that_cannot_be_had_is_refused_and_the_rest_go_on(
     assert reasons(found)[1:] == [None] * 3
     assert str(reasons(found)[0]).startswith("failed in 3 tries: ")
     assert len(server.requests) == 3 + 3
+
+
+def test_images_of_another_shape_are_paid_for_once(dataset: Dataset, server: Record, tmp_path: Path) -> None:
+    """The next one would have the same shape; what was made before is kept."""
+    server.plan, server.always = [None], "oblong"
+    library = open_library(dataset, tmp_path, variations(server))
+    with pytest.raises(InputError, match=r"a square of 256 pixels was asked for, 256 x 128 came; .*generator\.size"):
+        library.make(dataset.samples, 1)
+    assert len(server.requests) == 2
+    assert len(library.lines()) == 1
 
 
 def test_an_answer_that_takes_too_long_is_given_up(dataset: Dataset, server: Record, tmp_path: Path) -> None:
@@ -118,6 +129,9 @@ def test_a_black_answer_is_refused_and_recorded_and_never_an_image(
     # What was black was paid for, too; the good squares beside it are counted with their image.
     assert round((made.cost_usd + again.cost_usd) / SETTINGS["price_usd"]) == len(server.requests)
     assert not library.refused(dataset.samples)
+    attempts = refused_lines(library.folder)
+    costs = store_costs(library.folder, library.judged(dataset.samples, 1), attempts, by_hand=False)
+    assert costs["data/cost_usd"] == pytest.approx(made.cost_usd + again.cost_usd)
 
 
 def test_a_host_that_sends_black_images_only_is_given_up(make_coco: MakeCoco, server: Record, tmp_path: Path) -> None:

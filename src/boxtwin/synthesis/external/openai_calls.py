@@ -29,6 +29,7 @@ from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
 from boxtwin.synthesis.constants import LONGEST_WAIT
 from boxtwin.synthesis.generator import check_settings
+from boxtwin.synthesis.squares import NotSquareError
 
 if TYPE_CHECKING:
     import openai
@@ -194,6 +195,9 @@ class Calls:
             raise InputError(f"{self.base_url} sends no b64_json, only {sent}; no other form is understood")
         try:
             return read(decode_image(base64.b64decode(encoded, validate=True), "the image"))
+        except NotSquareError as error:  # the next one would be no other, and cost as much
+            cure = "choose a size that it gives squares of (generator.size=1024), or another host"
+            raise InputError(f"{self.base_url}: {error}; {cure}. What was made before is kept") from None
         except (OSError, ValueError, binascii.Error) as error:
             raise _DamagedError(f"an image came damaged: {error}") from None
 
