@@ -106,6 +106,12 @@ def test_what_cannot_be_made_again_is_found_with_a_reason(data: Path) -> None:
     assert all(found.values())
 
 
+def test_what_was_paid_for_refused_images_counts(data: Path) -> None:
+    paid = store(data, "pixel_ddpm-10", generator="pixel_ddpm", cost=0.02)
+    (paid / "refused.jsonl").write_text(json.dumps({"reason": "black", "cost_usd": 0.4}) + "\n")
+    assert clean.valuable(data)[paid] == "it cost 0.42 USD"
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("*.yaml"))])
 def test_every_generator_says_whether_its_images_can_be_made_again(name: str) -> None:
     """Images of a generator that runs elsewhere, or reads images made elsewhere, cannot."""
