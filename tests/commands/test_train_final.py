@@ -13,7 +13,7 @@ from boxtwin.commands.train_final import check_files, prepare_final
 from boxtwin.config.identity import run_name
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.simulated_sar import scenes
-from boxtwin.detector.checkpoint import weights_digest
+from boxtwin.detector.checkpoint import weights_digests
 from boxtwin.errors import InputError
 from boxtwin.run.build import labelling_runs, load_dataset, prepare
 
@@ -134,7 +134,7 @@ def test_other_files_than_those_of_the_runs_are_refused(
     weights, same, other = (tmp_path / f"{name}.weights" for name in ("of_the_runs", "same", "other"))
     for file, content in ((weights, b"1"), (same, b"1"), (other, b"2")):
         file.write_bytes(content)
-    recorded = {"detector.weights": weights_digest(weights), "unlabelled_images": "70-3f2a91bc0d12"}
+    recorded = {"detector.weights": weights_digests(weights)[0], "unlabelled_images": "70-3f2a91bc0d12"}
     config = composed(f"detector.weights={same}")
     check_files(config, {"unlabelled_images": "70-3f2a91bc0d12"}, recorded, "s1 x0")
     check_files(config, {}, {}, "s1 x0, of an older version")

@@ -30,6 +30,8 @@ from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER
 from boxtwin.tracking.study_names import find_study
 
 if TYPE_CHECKING:  # MLflow takes seconds
+    from mlflow.entities import Run
+
     from boxtwin.tracking.mlflow_runs import Store
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ def _compare_stored(config: DictConfig) -> Path:
         lost = False
         if not (config.primary or (report / PRIMARY_FILE).is_file()):  # of a report that lies elsewhere
             try:
-                if stored_primary(store, name, report):
+                if stored_primary(store, store.comparison(name), report):
                     log.info("the primary comparisons of the last report in MLflow are taken; primary=none drops them")
             except InputError as error:
                 lost = True
@@ -155,18 +157,17 @@ def _compare_stored(config: DictConfig) -> Path:
     return page
 
 
-def stored_primary(store: Store, study: str, folder: Path) -> Path | None:
-    """Fetch the file of the primary comparisons of a study's last report, if that had any, into ``folder``.
+def stored_primary(store: Store, last: Run | None, folder: Path) -> Path | None:
+    """Fetch the file of the primary comparisons of the ``last`` report of a study, if that had any, into ``folder``.
 
     Raises `InputError` if MLflow has lost it.
     """
-    last = store.comparison(study)
     if last is None or last.data.tags.get(PRIMARY_TAG) != "true":
         return None
     store.fetch_files(last.info.run_id, [PRIMARY_FILE], folder)
     if not (folder / PRIMARY_FILE).is_file():
         raise InputError(
-            f"study {study}: MLflow has lost the primary comparisons of its report; give compare.py primary=FILE again"
+            "MLflow has lost the primary comparisons of the study's last report; give compare.py primary=FILE again"
         )
     return folder / PRIMARY_FILE
 

@@ -69,5 +69,5 @@ def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryCompari
     last = store.comparison(study)
     if last is None or PRIMARY_TAG not in last.data.tags:  # of an earlier version, or of no report
         return kept_primary(None, Path("reports") / study)
-    file = stored_primary(store, study, temporary)
+    file = stored_primary(store, last, temporary)
     return kept_primary(None, file.parent) if file else []

@@ -73,7 +73,8 @@ def choose_next(composed: DictConfig) -> Path:
         raise InputError(f"next={source} is no folder")
     found = recommended_condition(composed, config.study)
     files = detectors_of(found)
-    detectors, (condition, settings) = [read_detector(file) for file in files], trained_as(files, found)
+    detectors = [read_detector(file) for file in files]
+    condition, settings = trained_as(files, found)
     dataset = load_dataset(to_object(settings, BoxtwinConfig))
     reading = detectors[0].spec.how_to_read
     new = unlabelled(read_folder(source, setting="next", group_by=None, reading=reading), dataset, source)

@@ -7,7 +7,6 @@ a detector that was trained on the others, in the same way.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -32,7 +31,7 @@ from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.datasets.splits import Split, alike, describe, folds, scenes_of
 from boxtwin.datasets.training_images import TrainingImages
-from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, weights_digest, write_detector
+from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, weights_digests, write_detector
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.errors import InputError, unanswered
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
@@ -190,14 +189,12 @@ def check_files(config: BoxtwinConfig, condition: Mapping[str, Any], recorded: M
     ``recorded`` is the condition of these runs, called ``name``, flat; ``condition`` is that of the final detectors.
     Raises `InputError` for other initial weights. Other images beside the data set are warned of.
     """
-    if config.detector.weights is not None and "detector.weights" in recorded:
-        file = Path(config.detector.weights)
-        # Older versions hashed the whole file.
-        if recorded["detector.weights"] not in (weights_digest(file), hashlib.sha256(file.read_bytes()).hexdigest()):
-            raise InputError(
-                f"detector.weights={file}: these are not the weights that {name} started from. Give the same file, or "
-                "make runs of the study with these weights first"
-            )
+    weights, digest = config.detector.weights, recorded.get("detector.weights")
+    if weights is not None and digest is not None and digest not in weights_digests(Path(weights)):
+        raise InputError(
+            f"detector.weights={weights}: these are not the weights that {name} started from. Give the same file, or "
+            "make runs of the study with these weights first"
+        )
     ours = flatten(condition)
     for key in EXTRA_IMAGES.values():
         if key in recorded and ours.get(key) != recorded[key]:

@@ -212,6 +212,11 @@ def weights_digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def weights_digests(path: Path) -> tuple[str, str]:
+    """`weights_digest`, and the hash of the whole file, which older versions recorded in its place."""
+    return weights_digest(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def anchors_of(path: Path) -> Anchors:
     """The anchors of a run's ``detector.safetensors``, in pixels as trained; raises `InputError` for another file."""
     if path.suffix != ENDING:

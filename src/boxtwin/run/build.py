@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.datasets.splits import SIDES, Split
 from boxtwin.detector.anchors import anchors_from_samples
-from boxtwin.detector.checkpoint import anchors_of, read_initial_weights, weights_digest
+from boxtwin.detector.checkpoint import anchors_of, read_initial_weights, weights_digests
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
@@ -170,10 +169,8 @@ def prepared_from(
     config = with_steps(config, len(split.train), more.number)
     if library is None and config.variations.per_image:
         library = _library(config, dataset, split, more)
-    digests: list[str | None] = [None]
-    if config.detector.weights is not None:  # older versions hashed the whole file instead of its tensors
-        file = Path(config.detector.weights)
-        digests = [weights_digest(file), hashlib.sha256(file.read_bytes()).hexdigest()]
+    weights = config.detector.weights
+    digests: tuple[str | None, ...] = (None,) if weights is None else weights_digests(Path(weights))
     # What older versions did not have is left out where it changes nothing, so that their runs are found.
     extra: dict[str, Any] = {"store": library.key if library else None, **more.values}
     if config.pretraining.name != identity.NO_PRETRAINING:

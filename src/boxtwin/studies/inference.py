@@ -126,8 +126,8 @@ def hierarchical_interval(
 
     The bootstrap gives the shape, `variances` the width. Since few values hardly show their own spread, the level is
     widened as Student's t asks for (Hesterberg 2015, "What teachers should know about the bootstrap", section 3.2),
-    with degrees of freedom from both sources (Satterthwaite 1946). Where that level is
-    beyond all resamples, the interval is at least as wide as Student's.
+    with degrees of freedom from both sources (Satterthwaite 1946). Where that level is beyond all resamples, the
+    interval is at least as wide as Student's.
 
     Raises:
         ValueError: fewer than two pairs, or the shapes do not fit.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.scoring import VALIDATION_AP
@@ -55,18 +54,19 @@ def recommended(study: Study) -> tuple[Row, str]:
     if not gains:
         row = max(plain or rows, key=_validation_ap)
         return row, "no condition of the study gains significantly over real images alone"
-    # 1. Of each setup its best gain; without any, real images alone, unless another setup's gain is over these.
-    of_setup: dict[object, list[Contrast]] = defaultdict(list)
-    for contrast in gains:
-        of_setup[_setup(contrast.new)].append(contrast)
-    best = [max(each, key=lambda contrast: contrast.new.estimates[AP50].mean) for each in of_setup.values()]
-    gaining = {contrast.new.run_ids for contrast in gains}
-    beaten = {contrast.old.run_ids for contrast in of_rows if contrast.new.run_ids in gaining}
-    others = [row for row in plain if _setup(row) not in of_setup and row.run_ids not in beaten]
-    # 2. Of these the best on validation images; of equal ones, such as where that is not known, the greatest gain.
-    best.sort(key=lambda contrast: -contrast.new.estimates[AP50].mean)
-    candidates = [(each.new, each) for each in best] + [(row, None) for row in others if not study.primary]
-    row, gain = candidates[0] if study.primary else max(candidates, key=lambda each: _validation_ap(each[0]))
+    # 1. Of each setup its greatest gain; without any, real images alone, unless another setup's gain is over these.
+    best: dict[object, Contrast] = {}
+    for contrast in sorted(gains, key=lambda contrast: -contrast.new.estimates[AP50].mean):
+        best.setdefault(_setup(contrast.new), contrast)
+    candidates: list[tuple[Row, Contrast | None]] = [(each.new, each) for each in best.values()]
+    if study.primary:
+        candidates = candidates[:1]
+    else:
+        gaining = {contrast.new.run_ids for contrast in gains}
+        beaten = {contrast.old.run_ids for contrast in of_rows if contrast.new.run_ids in gaining}
+        candidates += [(row, None) for row in plain if _setup(row) not in best and row.run_ids not in beaten]
+    # 2. Of these the best on validation images; where that is not known of any, the greatest gain.
+    row, gain = max(candidates, key=lambda each: _validation_ap(each[0]))
     if gain is None:
         return row, "it is better on validation images than what gains significantly in other setups"
     points = 100 * gain.differences[AP50].mean
