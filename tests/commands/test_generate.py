@@ -134,6 +134,19 @@ def test_calls_that_cost_wait_for_a_yes_and_a_budget(
         generate(composed(*remote(server), "variations=3", "generator.price_usd=0.0"))
 
 
+@pytest.mark.parametrize("fault", ["cut short", "drop"])
+def test_repeated_calls_stay_within_the_budget(composed: Composed, server: Record, tmp_path: Path, fault: str) -> None:
+    """An answer that came damaged is paid for, and one that did not come may be billed."""
+    paid = (*remote(server), "variations=1", "generator.price_usd=0.02", "confirm=true")
+    server.plan = [None, fault, None, fault]
+    with pytest.raises(InputError, match=r"budget is used up: it allows 10 images .* What was made is kept"):
+        generate(composed(*paid, "budget=0.2"))
+    assert len(server.requests) == 10
+    assert len((store(tmp_path) / "manifest.jsonl").read_text().splitlines()) == 8
+    generate(composed(*paid, "budget=0.04"))  # what is left costs as much
+    assert len(server.requests) == 12
+
+
 def test_a_price_that_is_not_known_is_asked_for(composed: Composed, server: Record) -> None:
     edit = ("generator=openai_edit", f"generator.base_url={server.url}", "variations=1", "budget=9", "confirm=true")
     with pytest.raises(InputError, match=r"not known: say generator\.price_usd=USD.*nothing was made"):

@@ -206,6 +206,8 @@ def _check_confirmed(library: Library, config: GenerateConfig, sources: Sequence
         )
     if not config.confirm:
         raise InputError(f"{bill}; nothing was made. To go on:\n  {generate_command(config, *more)}")
+    if config.budget is not None:
+        generator.limit_costs(config.budget)
     log.info("%s", bill)
 
 

@@ -120,6 +120,9 @@ class Generator(ABC):
         """What one variation of ``source`` costs."""
         return 0.0
 
+    def limit_costs(self, usd: float) -> None:  # noqa: B027
+        """Have `vary` raise `InputError` rather than spend more than ``usd``."""
+
     def match(self, samples: Sequence[Sample]) -> None:  # noqa: B027
         """Find the sources of what it has among all images of the data set, or raise InputError. Called first."""
 

@@ -7,6 +7,7 @@ asked for again. The spool may be removed once the stores are complete.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,11 @@ class _OpenAIImages(Generator):
                 f"Known are {openai_prices.KNOWN}"
             )
         return self.price * squares.count(source.height, source.width, self.side, self.overlap)
+
+    def limit_costs(self, usd: float) -> None:
+        """Send nothing once ``usd`` may have been billed; answers that came damaged or late count."""
+        if self.price:
+            self.calls.limit = math.floor(round(usd / self.price, 6))  # rounded: 0.4 is twenty times 0.02
 
     def fit(self, training: Sequence[Sample], folder: Path) -> None:  # noqa: ARG002, hosted models learn nothing here
         """Check that there is a key and a client to use it; raises InputError if not."""

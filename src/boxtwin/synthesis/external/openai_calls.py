@@ -80,6 +80,8 @@ class Calls:
     # Seconds before the second try, doubled for each further one, less up to half at random; or else Retry-After.
     first_wait: float
     lost: int = field(default=0, init=False)  # answers that came and could not be used: paid for all the same
+    limit: int | None = field(default=None, init=False)  # how many answers may be paid for; None: any number
+    paid: int = field(default=0, init=False)  # answers that came, and calls without one that the host may bill
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -118,7 +120,7 @@ class Calls:
         ``read`` makes of an image what is wanted, and raises ValueError if it cannot be used.
 
         Raises:
-            InputError: the host refuses key, model, endpoint or payment.
+            InputError: the host refuses key, model, endpoint or payment, or `limit` is reached.
             ImageFailedError, ModeratedError: this one image failed.
         """
         import openai
@@ -130,9 +132,15 @@ class Calls:
                 log.info("%s cannot be used, so it is asked for again: %s", spooled, problem)
         reason = ""
         for tries in range(1, self.max_tries + 1):
+            if self.limit is not None and self.paid >= self.limit:
+                raise InputError(
+                    f"the budget is used up: it allows {self.limit} images of {self.base_url}, and as many may be "
+                    "billed, since some came damaged or not at all. What was made is kept; the same command goes on"
+                )
             wait: float | None = None
             try:
                 content = post().http_response.content
+                self.paid += 1
                 write_bytes_atomically(spooled, content)
                 return Answer(self._decode(content, read), from_spool=False)
             except _DamagedError as damage:
@@ -142,8 +150,10 @@ class Calls:
                 reason = self._reason_to_repeat(error)
                 wait = _retry_after(error.response.headers)
             except openai.APITimeoutError:
+                self.paid += 1
                 reason = f"no answer within {self.timeout:g} s"
             except openai.APIConnectionError as error:
+                self.paid += 1
                 reason = _without_key(f"connection failed: {error.__cause__ or error}")
             if tries < self.max_tries:
                 self._wait(tries, wait, reason)
