@@ -1,7 +1,7 @@
 """Running the root scripts as a user does: as processes, in a folder of their own.
 
 Importing torch, Lightning and MLflow takes most of the time of a short command. One process imports them, and the
-processes of `run` are its forks. `start` and what commands start themselves are processes from scratch.
+commands are its forks. What commands start themselves are processes from scratch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,32 +44,84 @@ def script(command: str | Sequence[str]) -> list[str]:
 
 FORKS = multiprocessing.get_context("forkserver")
 COMMANDS = ("train", "compare", "export", "count", "review", "generate")
-FORKS.set_forkserver_preload([f"boxtwin.commands.{name}" for name in COMMANDS])
+# What commands import only when they need it, and most of these tests need.
+LATE = ("mlflow.store.tracking.sqlalchemy_store", "diffusers.models.unets.unet_2d", "matplotlib.backends.backend_agg")
+FORKS.set_forkserver_preload([*(f"boxtwin.commands.{name}" for name in COMMANDS), *LATE])
 
 
-def run(command: str | Sequence[str], folder: Path, *, code: int = 0, within: float = 240) -> str:
+class Command:
+    """A command at work in a process group of its own, which may be killed with all that it starts.
+
+    Args:
+        words: the arguments of Python.
+        folder: where it runs.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        temporary = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, temporary)
+        self.printed = [Path(temporary) / name for name in ("stdout", "stderr")]
+        variables = {**ENVIRONMENT, **(environment or {})}
+        self.process = FORKS.Process(target=_fork, args=(list(words), folder, self.printed, variables))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, below 0 if a signal ended it; None while it is at work."""
+        return self.process.exitcode
+
+    def wait(self, within: float = 240) -> int:
+        """Its exit status; it is killed if it has not ended within so many seconds."""
+        self.process.join(within)
+        if (code := self.process.exitcode) is None:
+            self.kill()
+            self.process.join()
+            raise TimeoutError(f"no end within {within} s:\n{self.text()}")
+        return code
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to it and to all that it started."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(self.pid, number)
+
+    def text(self) -> str:
+        """What it has printed so far, first to stdout, then to stderr."""
+        return "".join(path.read_text() for path in self.printed if path.exists())
+
+
+def start(command: str | Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> Command:
+    """Start a command in ``folder`` and come back at once."""
+    return Command(script(command)[1:], folder, environment)
+
+
+def run(
+    command: str | Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    code: int = 0,
+    within: float = 240,
+) -> str:
     """Run a command in ``folder`` and return what it printed; it must end with ``code`` within so many seconds."""
-    with tempfile.TemporaryDirectory() as temporary:
-        printed = [Path(temporary) / name for name in ("stdout", "stderr")]
-        process = FORKS.Process(target=_fork, args=(script(command)[1:], folder, printed))
-        process.start()
-        process.join(within)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        text = "".join(path.read_text() for path in printed)
-    assert process.exitcode == code, f"{command} ended with {process.exitcode}:\n{text}"
-    return text
+    process = start(command, folder, environment)
+    ended = process.wait(within)
+    assert ended == code, f"{command} ended with {ended}:\n{process.text()}"
+    return process.text()
 
 
-def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
+def _fork(arguments: list[str], folder: Path, printed: list[Path], environment: dict[str, str]) -> None:
     """Become the process of a script: its standard streams, environment, folder, and modules but for `__main__`."""
+    os.setsid()
     for descriptor, path in zip((1, 2), printed, strict=True):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
     with open(os.devnull) as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)
-    os.environ |= ENVIRONMENT
+    os.environ |= environment
     os.chdir(folder)
     sys.argv = arguments
     sys.path[:0] = [str(Path(arguments[0]).parent), *ENVIRONMENT["PYTHONPATH"].split(os.pathsep)]
@@ -79,18 +132,6 @@ def _fork(arguments: list[str], folder: Path, printed: list[Path]) -> None:
     finally:  # in the order of an interpreter that ends; multiprocessing would wait for joblib's idle workers
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-
-
-def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command and come back at once. It has a process group of its own, to be killed with all it started."""
-    return subprocess.Popen(
-        script(command),
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def runs(folder: Path, kind: str = "run") -> list[Run]:

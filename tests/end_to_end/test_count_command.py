@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
-from commands import ENVIRONMENT, run, script
+from commands import ENVIRONMENT, run, start
 from omegaconf import OmegaConf
 from trained_detectors import detect_as_studies_do, make_trained
 
@@ -287,19 +289,19 @@ def test_counts_that_nobody_has_seen_come_back_as_not_confirmed(detector: Traine
 def test_a_count_waits_for_the_lock_of_its_folder(detector: TrainedDetector) -> None:
     write_png(Path("images/0.png"), noise(0))
     with exclusive_lock(Path(".a.lock"), ""):
-        words = script("count.py run=detector.safetensors images=images folder=a pictures=false threads=1")
-        waiting = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-        stopped = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert waiting.stdout is not None
-        assert stopped.stdout is not None
-        next(line for line in stopped.stdout if "waiting" in line)
-        stopped.terminate()  # as Ctrl-C; a process in the background may ignore SIGINT
-        assert "stopped; the same command starts from the beginning" in stopped.communicate()[1]
-        line = next(line for line in waiting.stdout if "waiting" in line)
+        command = "count.py run=detector.safetensors images=images folder=a pictures=false threads=1"
+        waiting, stopped = (start(command, Path()) for _ in range(2))
+        for process in (stopped, waiting):
+            until = time.monotonic() + 240
+            while "another process writes a" not in process.text() and time.monotonic() < until:
+                time.sleep(0.02)
+        stopped.kill(signal.SIGTERM)  # as Ctrl-C; a process in the background may ignore SIGINT
+        assert stopped.wait() != 0
+        assert "stopped; the same command starts from the beginning" in stopped.text()
+        assert waiting.poll() is None
         Path(".a.123.part").mkdir()
-    waiting.communicate()
-    assert "another process writes a" in line
-    assert waiting.returncode == 0
+    assert waiting.wait() == 0
+    assert "another process writes a" in waiting.text()
     assert not Path(".a.123.part").exists()
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -45,7 +43,7 @@ def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_command(tmp_path: 
         process = start(SWEEP, tmp_path)
         # Up to this long: loading, building data, variations, training, testing and logging of several runs.
         time.sleep(moments.uniform(6, 22))
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     printed = run(SWEEP, tmp_path)
     check_finished(tmp_path)
@@ -80,7 +78,7 @@ def test_resumed_training_ends_where_uninterrupted_training_ends(tmp_path: Path)
     until = time.monotonic() + 120
     while not list((tmp_path / "broken").glob("multirun/*/*/checkpoints/*/last.ckpt")) and time.monotonic() < until:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     printed = run(command, tmp_path / "broken")
     assert "going on from" in printed

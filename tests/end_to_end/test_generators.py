@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from commands import CONF, ENVIRONMENT, manifests, runs, script
+from commands import CONF, manifests, run, runs, start
 from image_server import Record, image_server
 from kill_moments import kill_moments
 
@@ -24,6 +22,7 @@ from boxtwin.datasets.image_io import read_image
 from boxtwin.synthesis.diffusers_pipelines.checkpoints import folder_hash
 
 SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
+ENVIRONMENT = {"OPENAI_API_KEY": SECRET, "NO_PROXY": "127.0.0.1"}
 # Five sources: s2 with its sizes brought down to those of the data set.
 SIZES = "split.train=3 split.train_pool=4 split.val=2 split.test=2"
 DATA = f"dataset=coco dataset.root=set dataset.image_size=64 {SIZES}"
@@ -62,27 +61,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(command: str, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        script(command),
-        cwd=folder,
-        env=ENVIRONMENT | {"OPENAI_API_KEY": SECRET, "NO_PROXY": "127.0.0.1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(command: str, folder: Path, *, code: int = 0) -> str:
-    process = start(command, folder)
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == code, printed
-    return printed
+def call(command: str, folder: Path, *, code: int = 0) -> str:
+    return run(command, folder, ENVIRONMENT, code=code)
 
 
 def suggested(printed: str) -> str:
-    """The command that a message ends with, as `run` takes it."""
+    """The command that a message ends with, as `call` takes it."""
     (line,) = re.findall(r"^ +python (generate\.py .*)$", printed, re.M)
     return str(line)
 
@@ -92,7 +76,7 @@ def test_the_command_of_the_documentation(folder: Path, server: Record) -> None:
     """On a bad day of the server's: every fault that is no end."""
     server.plan = [None, "rate limit", None, "server error", "drop", "truncated", None, "moderation"]
     server.retry_after = "0.2"
-    printed = run(COMMAND.format(url=server.url), folder, code=1)
+    printed = call(COMMAND.format(url=server.url), folder, code=1)
     assert "10 of 10 variations are missing; openai_variations makes them for about 0.20 USD" in printed
     assert "9 variations made, 0 were there already, 1 refused, cost 0.20 USD" in printed
     assert "1 of 10 variations are missing; the same command asks for them again" in printed
@@ -117,16 +101,16 @@ def test_the_command_of_the_documentation(folder: Path, server: Record) -> None:
 @pytest.mark.slow
 def test_each_message_has_the_command_that_goes_on(folder: Path, server: Record) -> None:
     train = f"train.py {DATA} {QUICK} split=s2 variations=2 generator=openai_variations generator.base_url={server.url}"
-    printed = run(train, folder, code=1)
+    printed = call(train, folder, code=1)
     assert "10 variations of openai_variations are missing, and training calls no generator that runs" in printed
     assert server.requests == []
     assert suggested(printed).startswith(f"generate.py --config-dir={os.path.relpath(CONF, folder)} dataset=coco ")
-    printed = run(suggested(printed), folder, code=1)
+    printed = call(suggested(printed), folder, code=1)
     assert "10 of 10 variations are missing" in printed
     assert server.requests == []
-    run(suggested(printed), folder)
+    call(suggested(printed), folder)
     assert len(server.requests) == 10
-    run(train, folder)
+    call(train, folder)
     assert len(server.requests) == 10
     assert [r.info.status for r in runs(folder)] == ["FINISHED"]
 
@@ -137,7 +121,7 @@ def test_killed_at_twenty_moments_the_same_command_completes_the_store(folder: P
     command = COMMAND.format(url=server.url).replace("variations=2", "variations=16 generator.size=256")
     server.delay, moments, lost = 0.1, kill_moments(), 0
     for turn in range(20):
-        before, process = len(server.requests), start(command, folder)
+        before, process = len(server.requests), start(command, folder, ENVIRONMENT)
         if turn % 4:  # every fourth is killed whatever it is at, loading included; the others while images are made
             while len(server.requests) == before and process.poll() is None:
                 time.sleep(0.01)
@@ -145,14 +129,14 @@ def test_killed_at_twenty_moments_the_same_command_completes_the_store(folder: P
         else:
             time.sleep(moments.uniform(0, 8))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            process.kill()
+        process.wait()
         server.wait_until_idle()
         # All that was asked for and is not there: the one that was on its way when the kill came.
         now_lost = len(server.requests) - len(list(folder.glob("data/synthetic/models/openai_variations-spool/*.json")))
         assert now_lost - lost in (0, 1)
         lost = now_lost
-    printed = run(command, folder)
+    printed = call(command, folder)
     assert "0 refused" in printed
     assert len(server.requests) == 80 + lost
     (lines,) = manifests(folder)
@@ -174,7 +158,7 @@ def test_img2img_from_a_folder(tmp_path: Path, tiny_pipeline: Callable[[str], Pa
         f"generate.py experiment=tiny_choice generator=img2img generator.checkpoint={folder} "
         f"generator.dtype=float32 variations=1 {SETTINGS}"
     )
-    run(command, tmp_path)
+    call(command, tmp_path)
     (lines,) = manifests(tmp_path)
     assert len(lines) == 10  # 6 training and 4 validation images
     for line in lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import time
@@ -40,6 +39,6 @@ def test_no_run_stays_running(tmp_path: Path, number: signal.Signals, moment: st
     while len(asked(tmp_path, moment)) < 2 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     assert process.poll() is None
-    os.killpg(process.pid, number)
+    process.kill(number)
     assert process.wait(120) != 0
     assert asked(tmp_path, "select status from runs") == ["KILLED", "KILLED"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -59,7 +57,7 @@ def test_ten_kills_leave_the_table_as_it_is(tmp_path: Path) -> None:
         process = start(SWEEP, tmp_path / "killed")
         time.sleep(moments.uniform(0.2 * skipping, latest))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             kills += 1
         process.wait()
     printed = run(SWEEP, tmp_path / "killed", within=1200)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +172,7 @@ def test_carry_from_the_command_line_and_on_after_a_kill(tmp_path: Path) -> None
     until = time.monotonic() + 120
     while not list(tmp_path.glob("data/detectors/*")) and time.monotonic() < until:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)  # while it trains
+    process.kill()  # while it trains
     process.wait()
     printed = run(CARRY, tmp_path)
     (lines,) = manifests(tmp_path)

@@ -10,7 +10,7 @@ import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -95,7 +95,7 @@ class VariationRecord(RequestRecord):
             **{decision: decisions[decision] for decision in ("kept", "shifted", "dropped", "added")},
             "refused": self.labels.refused,
             **({} if self.labels.minutes is None else {"minutes": self.labels.minutes}),
-            "boxes": [asdict(box) | {"box": list(box.box)} for box in self.labels.boxes],
+            "boxes": [vars(box) | {"box": list(box.box)} for box in self.labels.boxes],
         }
         if not self.unchanged:
             del content["unchanged"]
