@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from labelled_stores import CLASSES, Boxes, write_store
 
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.errors import InputError
 from boxtwin.labels.exchange import export_store, read_back
 from boxtwin.labels.formats import FORMATS, LabelledBox, LabelledImage, format_of, get_format, write_labels
@@ -66,11 +67,11 @@ def test_boxes_classes_images_and_marks_come_back(name: str, drawn: tuple[list[d
         write_labels(name, images, known, Path(folder))
         assert format_of(Path(folder)) == name
         read = get_format(name).read(Path(folder))
-    by_stem = {re.sub(r"^images/", "", Path(image.name).with_suffix("").as_posix()): image for image in read.images}
+    by_stem = {re.sub(r"^images/", "", without_ending(image.name)): image for image in read.images}
     assert len(read.images) == len(by_stem) == len(images)
     for image in images:
         width, height = image.size()
-        back = by_stem[Path(image.file).with_suffix("").as_posix()].in_pixels(width, height)
+        back = by_stem[without_ending(image.file)].in_pixels(width, height)
         assert [each.name for each in back.boxes] == [each.name for each in image.boxes]
         got, meant = (np.array([each.box for each in one.boxes]).reshape(-1, 4) for one in (back, image))
         assert np.abs(got - meant).max(initial=0) <= TOLERANCE[name] + 1e-9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,15 +12,15 @@ from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import fault_of_name, load_json
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.image_io import read_header, read_image, write_png
-from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, link_file, write_bytes_atomically
 from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.browser import is_shown
+from boxtwin.labels.formats.image_pairs import pair
 from boxtwin.labels.formats.labelled_image import LabelledImage, unknown_classes
-from boxtwin.labels.store_images import RECORD, read_store
+from boxtwin.labels.store_images import RECORD, check_new, read_store
 
 _CONFIRM = "mark those whose boxes are right, as docs/labels.md says, and read them back first"
 
@@ -51,8 +50,7 @@ def convert(
     Raises `InputError` where labels have no image file, or several could be meant, for a set without any confirmed
     image, and for variations: on another side of a split than their sources, they would show its images.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"folder={folder} exists; choose another, or remove it first")
+    check_new(folder)
     sides = {} if split is None else load_json(split, setting="split.file=")
     images: dict[str, _Found] = {}
     of_first: set[str] = set()
@@ -144,16 +142,8 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
             found.append(_Found(image.labels, image.path, name, image.reading, whole, made))
         return found, list(store.category_ids), store.remarks
     labels = get_format(form).read(path)
-    by_name: dict[str, set[str]] = defaultdict(set)
-    for file in image_files(root):
-        short = "/".join(part for part in PurePosixPath(without_ending(file)).parts if part != "images")
-        for key in (file, PurePosixPath(file).name, without_ending(PurePosixPath(file).name), short):
-            by_name[key].add(file)
-    files: dict[str, str] = {}
-    for labelled in labels.images:
-        base = PurePosixPath(labelled.name).name
-        candidates = [by_name[key] for key in (labelled.name, base, without_ending(base))]
-        files |= next(({labelled.name: next(iter(each))} for each in candidates if len(each) == 1), {})
+    names = [each.name for each in labels.images]
+    files, _ = pair(names, list(image_files(root)), of_label_files=form in ("voc", "yolo"))
     if lost := [each.name for each in labels.images if each.name not in files]:
         raise InputError(f"read={path}: {len(lost)} labelled images have no image file below {root}: {some(lost)}")
     if len({*files.values()}) < len(labels.images):

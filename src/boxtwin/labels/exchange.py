@@ -14,6 +14,7 @@ from tqdm import tqdm
 from boxtwin.command_line import relative
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import load_json
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, exclusive_lock, write_bytes_atomically
@@ -21,7 +22,7 @@ from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
 from boxtwin.labels.formats import format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
 from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, unknown_classes
-from boxtwin.labels.store_images import RECORD, StoreImage, StoreImages, match
+from boxtwin.labels.store_images import RECORD, StoreImage, StoreImages, check_new, match
 
 OF_A_VERSION = ("confirmed", "minutes", "changes", "removed")  # marks of an image that a new version states anew
 
@@ -29,8 +30,7 @@ OF_A_VERSION = ("confirmed", "minutes", "changes", "removed")  # marks of an ima
 def export_store(store: StoreImages, name: str, folder: Path) -> None:
     """Write the labels of a store in the format ``name``, and its images, into a new ``folder``; all or nothing."""
     written = get_format(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"folder={folder} exists; choose another, or remove it first")
+    check_new(folder)
     with atomic_path(folder) as temporary:
         images, record = [], []
         for each in tqdm(store.images, desc=f"exporting to {name}", unit="image", disable=len(store.images) < 100):
@@ -160,8 +160,11 @@ def _with_hashes(labels: Labels, path: Path) -> Labels:
     record = (path if path.is_dir() else path.parent) / RECORD
     if not record.is_file():
         return labels
-    hashes = {Path(image["file"]).stem: image["pixels_sha256"] for image in load_json(record)["images"]}
-    known = [hashes.get(Path(image.name).name, hashes.get(Path(image.name).stem)) for image in labels.images]
+    entries = load_json(record)["images"]
+    whole = {image["file"]: image["pixels_sha256"] for image in entries}
+    stems = {without_ending(image["file"]): image["pixels_sha256"] for image in entries}
+    bases = [Path(image.name).name for image in labels.images]
+    known = [whole.get(base, stems.get(without_ending(base))) for base in bases]
     images = [
         replace(image, pixels_sha256=image.pixels_sha256 or digest)
         for image, digest in zip(labels.images, known, strict=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from boxtwin.datasets.coco_json import find_files
 from boxtwin.datasets.image_io import pixels_sha256, read_header, read_image
-from boxtwin.datasets.image_names import ImageNames
+from boxtwin.datasets.image_names import ImageNames, without_ending
 from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
@@ -46,6 +47,14 @@ class StoreImages:
     remarks: Sequence[str] = ()  # what was left out or changed in reading
 
 
+def check_new(folder: Path) -> None:
+    """Raise `InputError` if labels and images cannot be written into a ``folder`` of their own."""
+    if folder.absolute() == Path().absolute():
+        raise InputError(f"folder={folder} is the working folder; name a new one, such as folder=LABELS")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"folder={folder} exists; choose another, or remove it first")
+
+
 def read_store(store: Path) -> StoreImages:
     """Read the COCO file of a store, or a COCO file that is named itself.
 
@@ -65,7 +74,7 @@ def read_store(store: Path) -> StoreImages:
         raise InputError(f"store={store}: {len(repeated)} images are named twice in {file.name}: {some(repeated)}")
     images = []
     readings = [_reading(entry, file) for entry in content["images"]]
-    paths = [_file_of(entry, file.parent) for entry in content["images"]]
+    paths = _files_of(content["images"], file.parent)
     exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
     for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):
         path, reading = paths[index], readings[index]
@@ -87,12 +96,21 @@ def _reading(entry: Mapping[str, Any], file: Path) -> Reading:
         raise InputError(f"{file}, {entry['file_name']}: {what}: {error}") from None
 
 
-def _file_of(entry: Mapping[str, Any], folder: Path) -> Path:
-    """The image file that an image of a COCO file in ``folder`` means."""
-    name = entry["file_name"]
-    stated = [Path(entry["path"])] if isinstance(entry.get("path"), str) else []
-    candidates = [*stated, folder / name, folder / "images" / name, Path(name)]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def _files_of(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """The image file that each image of a COCO file in ``folder`` means, in any form that `find_files` knows."""
+    paths = []
+    for entry in entries:
+        name = entry["file_name"]
+        stated = [Path(entry["path"])] if isinstance(entry.get("path"), str) else []
+        candidates = [*stated, folder / name, folder / "images" / name, Path(name)]
+        paths.append(next((path for path in candidates if path.is_file()), candidates[0]))
+    absent = [index for index, path in enumerate(paths) if not path.is_file()]
+    for place in (folder / "images", folder) if absent else ():
+        found = find_files([entries[index]["file_name"] for index in absent], place)
+        for index, path in zip(absent, found, strict=True):
+            if path.is_file() and not paths[index].is_file():
+                paths[index] = path
+    return paths
 
 
 def _size(path: Path, reading: Reading) -> tuple[int, int]:
@@ -105,9 +123,11 @@ def _size(path: Path, reading: Reading) -> tuple[int, int]:
 def _export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
     """Names without folders, for annotation tools flatten them, of which no two are alike without their endings.
 
-    Images that browsers do not show get the ending of PNG.
+    Images that browsers do not show get the ending of PNG. No image goes out under the name that another has in the
+    store.
     """
     used: set[str] = set()
+    of_others = Counter(PurePosixPath(name).stem.casefold() for name in names if "/" not in name and "\\" not in name)
     exported = []
     parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
     shared = 0  # folders that all names have in common
@@ -117,7 +137,8 @@ def _export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
         path = PurePosixPath("__".join(each[shared:]).lstrip("/"))
         ending = path.suffix if is_as_it_is else ".png"
         stem, number = path.stem, 1
-        while stem.casefold() in used:  # as file systems without case see it
+        own = len(each) == 1
+        while stem.casefold() in used or (not own and of_others[stem.casefold()]):  # as systems without case see it
             number += 1
             stem = f"{path.stem}_{number}"
         used.add(stem.casefold())
@@ -133,6 +154,7 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
     image, or if one is of another size.
     """
     by_hash: dict[str | None, list[int]] = defaultdict(list)
+    exported = _Exported(store)
     names = ImageNames([(each.labels.name, each.labels.file) for each in store.images])
     for number, known in enumerate(each.labels for each in store.images):
         by_hash[known.pixels_sha256].append(number)
@@ -141,7 +163,9 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
     unknown = []
     for image in labels.images:
         alike = by_hash.get(image.pixels_sha256, []) if image.pixels_sha256 and knows_hashes else None
-        index = alike[0] if alike and len(alike) == 1 else names.find(image.name, alike)
+        index = alike[0] if alike and len(alike) == 1 else exported.find(image)
+        if index is None or (alike is not None and index not in alike):
+            index = names.find(image.name, alike)
         if index is None or _has_other_pixels(store.images[index], image.pixels_sha256):
             unknown.append(image.name)
             continue
@@ -154,6 +178,22 @@ def match(labels: Labels, store: StoreImages) -> tuple[dict[int, LabelledImage],
             raise InputError(f"{image.name} is said to have {sizes}: export the labels at the size of the images")
         found[index] = image.in_pixels(width, height)
     return found, unknown
+
+
+class _Exported:
+    """Finds the image of a store that went out under exactly the name of one that came back."""
+
+    def __init__(self, store: StoreImages) -> None:
+        labels = [each.labels for each in store.images]
+        self._names, self._files = (
+            {getattr(each, key): n for n, each in enumerate(labels)} for key in ("name", "file")
+        )
+        self._stems = {without_ending(each.file): n for n, each in enumerate(labels)}
+
+    def find(self, image: LabelledImage) -> int | None:
+        """Its index; None if it is none, or one of two."""
+        found = {table[image.name] for table in (self._names, self._files) if image.name in table}
+        return next(iter(found)) if len(found) == 1 else None if found else self._stems.get(image.name)
 
 
 def _has_other_pixels(image: StoreImage, digest: str | None) -> bool:

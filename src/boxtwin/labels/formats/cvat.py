@@ -87,8 +87,6 @@ def _box(shape: ElementTree.Element, file: Path) -> tuple[Box, bool]:
     """The box (xyxy) around a rectangle, and whether it is turned about its centre."""
     x1, y1, x2, y2 = (number(shape, side, file) for side in CORNERS)
     angle = math.radians(number(shape, "rotation", file) if "rotation" in shape.attrib else 0.0)
-    if not all(map(math.isfinite, (x1, y1, x2, y2, angle))):
-        raise InputError(f"{file}: a box is not of finite numbers: {dict(shape.attrib)}")
     if angle % math.pi == 0:
         return (x1, y1, x2, y2), False
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))

@@ -17,6 +17,7 @@ from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.image_names import without_ending
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
+from boxtwin.labels.formats.image_pairs import OF_LABELS, pair, without_folders
 from boxtwin.labels.formats.labelled_image import (
     LabelledBox,
     LabelledImage,
@@ -65,7 +66,7 @@ def _rounded(value: float) -> int:
 
 def read(path: Path) -> Labels:
     """Read a folder. Class names are those that its files use; images without a file are images without objects."""
-    images, seen, classes = [], set(), set()
+    images, classes, difficult = [], set(), 0
     for file in label_files(path, ".xml"):
         root = read_xml(file)
         if root.tag != "annotation":
@@ -76,21 +77,34 @@ def read(path: Path) -> Labels:
             if bounds is None or not name:
                 raise InputError(f"{file}: an object without {'name' if bounds is not None else 'bndbox'}")
             x1, y1, x2, y2 = (number(bounds, corner, file) for corner in CORNERS)
+            difficult += entry.findtext("difficult", "").strip() == "1"
             boxes.append(LabelledBox((x1, y1, x2, y2), name))
             classes.add(name)
         # The file's own name counts: tools leave the field as it was when images are renamed.
         named = root.findtext("filename") or ""
-        name = named if Path(named).stem == file.stem else file.stem
-        seen.add(file.stem)
-        size = [root.findtext(f"size/{side}") for side in ("width", "height")]
-        width, height = (int(float(side)) if side and float(side) > 0 else None for side in size)
+        base = named if Path(named).stem == file.stem else file.stem
+        name = without_folders((file.relative_to(path).parent / Path(base).name).as_posix(), OF_LABELS)
+        width, height = (_side(root.findtext(f"size/{side}")) for side in ("width", "height"))
         images.append(LabelledImage(name, width, height, tuple(boxes)))
-    bare = [Path(file).name for file in image_files(path) if Path(file).stem not in seen]
+    files = list(image_files(path))
+    matched, remarks = pair((image.name for image in images), files, of_label_files=True)
+    bare = [file for file in files if file not in matched.values()]
     images += [LabelledImage(name, None, None) for name in bare]
+    if difficult:
+        remarks.append(f"{difficult} objects are marked as difficult and count as any other")
     if not images:
         raise InputError(f"{path} holds neither labels (*.xml) nor images")
     marked = read_not_confirmed(path)
     by_name = (
         None if marked is None else {image.name for image in images if Path(without_ending(image.name)).name in marked}
     )
-    return Labels(with_marks(images, by_name), sorted(classes), without_label_file(bare))
+    return Labels(with_marks(images, by_name), sorted(classes), [*remarks, *without_label_file(bare)])
+
+
+def _side(text: str | None) -> int | None:
+    """Width or height of an image in pixels; None where the file does not say it, as scripts without the image do."""
+    try:
+        side = float(text or "")
+    except ValueError:
+        return None
+    return int(side) if math.isfinite(side) and side > 0 else None

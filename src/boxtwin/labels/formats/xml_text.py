@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -34,9 +35,12 @@ def xml_bytes(root: ElementTree.Element) -> bytes:
 
 
 def number(element: ElementTree.Element, name: str, file: Path) -> float:
-    """A number in an attribute, or in the text of a part."""
+    """A finite number in an attribute, or in the text of a part."""
     text = element.get(name) if name in element.attrib else element.findtext(name)
     try:
-        return float(text or "")
+        value = float(text or "")
     except ValueError:
-        raise InputError(f"{file}: <{element.tag}> needs a number as {name}, not {text!r}") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{file}: <{element.tag}> needs a number as {name}, not {text!r}")
+    return value

@@ -2,24 +2,25 @@
 
 https://docs.ultralytics.com/datasets/detect: ``labels/NAME.txt`` beside ``images/NAME.png``, class names in
 ``data.yaml``; other tools write them to ``classes.txt`` or ``obj.names``, one a line. Lines of three points or more are
-polygons; where ``data.yaml`` has ``kpt_shape``, they are boxes with keypoints, which are left out.
+polygons; where a YAML file has ``kpt_shape`` or ``task: pose``, they are boxes with keypoints, which are left out.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from boxtwin.boxes import Box
 from boxtwin.datasets.image_folder import image_files
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
+from boxtwin.labels.formats.image_pairs import OF_IMAGES, OF_LABELS, pair, without_folders
 from boxtwin.labels.formats.labelled_image import (
     LabelledBox,
     LabelledImage,
@@ -68,29 +69,30 @@ def read_not_confirmed(folder: Path) -> set[str] | None:
 def read(path: Path) -> Labels:
     """Read a folder. Images without a text file, and text files without lines, are images without objects."""
     named, names = class_names(path)
-    has_keypoints = named.suffix.lower() in YAML and "kpt_shape" in _content(named)
+    has_keypoints = _has_keypoints(path)
     images, seen, pictures = [], set(), image_files(path)
+    longer: list[_Line] = []
     files = label_files(path, ".txt")
     for file in sorted({*files}.difference([named], _lists(path, files, pictures))):
-        stem = "/".join(part for part in file.relative_to(path).with_suffix("").parts if part != "labels")
+        stem = without_folders(file.relative_to(path).with_suffix("").as_posix(), OF_LABELS[:1])
         seen.add(stem)
-        boxes = tuple(_boxes(file, names, has_keypoints=has_keypoints))
+        lines = _lines(file, len(names))
+        longer += [line for line in lines if len(line.values) >= 6]
+        boxes = tuple(_box(line, names, has_keypoints=has_keypoints) for line in lines)
         images.append(LabelledImage(stem, width=None, height=None, boxes=boxes, in_shares=True))
-    stems = ["/".join(part for part in Path(name).with_suffix("").parts if part != "images") for name in pictures]
-    # Folders of images have other names too, so that a base name counts that one image and one text file have.
-    bases, labelled = (Counter(Path(stem + ".txt").stem for stem in each) for each in (stems, seen))
-    by_base = [Path(stem + ".txt").stem for stem in stems]
-    bare = [
-        stem
-        for stem, base in zip(stems, by_base, strict=True)
-        if stem not in seen and not bases[base] == labelled[base] == 1
-    ]
-    images += [LabelledImage(stem, width=None, height=None, in_shares=True) for stem in bare]
+    if has_keypoints is None and _may_be_keypoints([line.values for line in longer]):
+        raise InputError(
+            f"{longer[0].where}: the numbers behind the class may be a polygon, or a box with keypoints; put "
+            "task: segment or task: pose into data.yaml"
+        )
+    matched, remarks = pair(seen, list(pictures), of_label_files=True)
+    bare = [without_folders(without_ending(name), OF_IMAGES[:1]) for name in {*pictures}.difference(matched.values())]
+    images += [LabelledImage(stem, width=None, height=None, in_shares=True) for stem in sorted(bare)]
     if not images:
         raise InputError(f"{path} holds neither labels (*.txt) nor images")
     marked = read_not_confirmed(path)
     by_path = None if marked is None else {image.name for image in images if Path(image.name + ".txt").stem in marked}
-    return Labels(with_marks(images, by_path), names, without_label_file(bare))
+    return Labels(with_marks(images, by_path), names, [*remarks, *without_label_file(sorted(bare))])
 
 
 def _lists(folder: Path, files: Sequence[Path], images: Iterable[str]) -> list[Path]:
@@ -176,28 +178,91 @@ def read_text(file: Path) -> str:
         raise InputError(f"{file} is no text in UTF-8") from None
 
 
-def _boxes(file: Path, names: Sequence[str], *, has_keypoints: bool) -> Iterator[LabelledBox]:
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        words = line.split()
+class _Line(NamedTuple):
+    """A line of a label file: the number of a class, and the numbers behind it."""
+
+    where: str
+    label: int
+    values: list[float]
+
+
+def _lines(file: Path, classes: int) -> list[_Line]:
+    lines = []
+    for number, text in enumerate(read_text(file).splitlines(), start=1):
+        words = text.split()
         if not words:
             continue
         where = f"{file}, line {number}"
         try:
-            label, values = int(words[0]), [float(word) for word in words[1:]]
+            line = _Line(where, int(words[0]), [float(word) for word in words[1:]])
         except ValueError:
-            raise InputError(f"{where}: {line!r} is no class number with a box") from None
-        if has_keypoints:
-            values = values[:4]
-        if len(values) >= 6 and len(values) % 2 == 0:  # a polygon: its points
-            xs, ys = values[::2], values[1::2]
-            box: Box = (min(xs), min(ys), max(xs), max(ys))
-        elif len(values) in (4, 5):  # a detector's files have the score behind the box
-            x, y, w, h = values[:4]
-            box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        else:
-            raise InputError(f"{where}: {len(values)} numbers behind the class; a box has 4")
-        if not all(map(math.isfinite, box)) or max(map(abs, box)) > 2:
-            raise InputError(f"{where}: {line!r} is not in shares of the image's width and height")
-        if not 0 <= label < len(names):
-            raise InputError(f"{where}: class {label}, but there are names of {len(names)}")
-        yield LabelledBox(box, names[label], values[4] if len(values) == 5 else None)
+            raise InputError(f"{where}: {text!r} is no class number with a box") from None
+        if not 0 <= line.label < classes:
+            raise InputError(f"{where}: class {line.label}, but there are names of {classes}")
+        lines.append(line)
+    return lines
+
+
+def _box(line: _Line, names: Sequence[str], *, has_keypoints: bool | None) -> LabelledBox:
+    """The box of a line, with the score that a detector's files have behind it."""
+    values = line.values[:4] if has_keypoints else line.values
+    if has_keypoints is None and len(values) == 6 and values[5] >= 1 and values[5] == int(values[5]):
+        raise InputError(
+            f"{line.where}: 6 numbers behind the class, of which the last is whole, may be a box, a score and the "
+            "number of a track: write the labels without tracks. If it is a polygon, put task: segment into data.yaml"
+        )
+    if len(values) >= 6 and len(values) % 2 == 0:  # a polygon: its points
+        xs, ys = values[::2], values[1::2]
+        box: Box = (min(xs), min(ys), max(xs), max(ys))
+    elif len(values) in (4, 5):
+        x, y, w, h = values[:4]
+        box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    else:
+        raise InputError(f"{line.where}: {len(values)} numbers behind the class; a box has 4")
+    if not all(map(math.isfinite, box)) or max(map(abs, box)) > 2:
+        raise InputError(f"{line.where}: {line.values} are not in shares of the image's width and height")
+    return LabelledBox(box, names[line.label], values[4] if len(values) == 5 else None)
+
+
+def _has_keypoints(folder: Path) -> bool | None:
+    """What the YAML files of a folder say of lines with more numbers than a box has; None if they say nothing."""
+    for file in sorted(each for each in folder.glob("*") if each.suffix.lower() in YAML and each.is_file()):
+        try:
+            content = _content(file)
+        except (InputError, yaml.YAMLError):  # it is of something else
+            continue
+        if isinstance(content, dict) and ("kpt_shape" in content or "task" in content):
+            return "kpt_shape" in content or content["task"] == "pose"
+    return None
+
+
+def _may_be_keypoints(lines: Sequence[Sequence[float]]) -> bool:
+    """Whether lines of more than a box may be boxes with keypoints, and not polygons.
+
+    All have as many numbers, and the first four are a box that holds the points behind it, with or without their
+    visibility. Four corners of a quadrilateral, as of a turned box, are no keypoints.
+    """
+    if len({len(values) for values in lines}) != 1:
+        return False
+    rest = len(lines[0]) - 4
+    steps = [step for step in (2, 3) if rest % step == 0]
+    quadrilaterals = len(lines[0]) == 8 and all(map(_is_convex, lines))
+    return not quadrilaterals and any(all(_holds(values, step) for values in lines) for step in steps)
+
+
+def _holds(values: Sequence[float], step: int) -> bool:
+    x, y, w, h = values[:4]
+    points = [values[first : first + step] for first in range(4, len(values), step)]
+    if step == 3 and not all(visible in (0, 1, 2) for *_, visible in points):
+        return False
+    shown = [each for each in points if any(each[:2])]  # a point that nobody marked is at 0, 0
+    inside = (abs(px - x) <= w / 2 + 1e-6 and abs(py - y) <= h / 2 + 1e-6 for px, py, *_ in shown)
+    return x - w / 2 >= -1e-3 and y - h / 2 >= -1e-3 and x + w / 2 <= 1.001 and y + h / 2 <= 1.001 and all(inside)
+
+
+def _is_convex(values: Sequence[float]) -> bool:
+    points = [values[first : first + 2] for first in range(0, 8, 2)]
+    turns = []
+    for (ax, ay), (bx, by), (cx, cy) in zip(points, points[1:] + points[:1], points[2:] + points[:2], strict=True):
+        turns.append((bx - ax) * (cy - by) - (by - ay) * (cx - bx))
+    return all(turn > 0 for turn in turns) or all(turn < 0 for turn in turns)
