@@ -85,6 +85,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     So ``path`` is never incomplete. If the block raises, the temporary file is removed and ``path`` stays as it was.
     Raises `WriteError` if the disk or the folder does not take it.
     """
+    if path.is_symlink() and path.is_dir():  # the folder that it leads to is replaced, on its own disk
+        path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from boxtwin.counting.ensemble import ImageCount
-from boxtwin.counting.files import CountedImage, write_csv
+from boxtwin.counting.files import CountedImage, file_of, write_csv
 from boxtwin.counting.images import list_images
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.sample import Detections
+from boxtwin.errors import InputError
 from boxtwin.evaluation.count_intervals import CountInterval
 
 
@@ -45,6 +48,35 @@ def test_every_column_of_the_table_has_a_name_of_its_own(tmp_path: Path, classes
         header, row = csv.reader(file)
     assert len(set(header)) == len(header) == len(row)
     assert [row[header.index("total") + 3 * place] for place in range(len(counts))] == [str(each) for each in counts]
+
+
+def test_what_cannot_be_looked_into_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.png").symlink_to("/mnt/gone/b.png")
+    (tmp_path / "c.txt").symlink_to("/mnt/gone/c.txt")
+    for name in ("a.png", "lost+found/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(image_files(tmp_path)) == ["a.png", "b.png"]
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="closed cannot be read: Permission denied"):
+        image_files(tmp_path)
+
+
+def test_long_names_of_images_give_names_of_files_that_systems_take() -> None:
+    plain, long = "day 1/a.png", "day 1/" + "é" * 118 + ".png"
+    assert file_of(plain, ".jpg") == "day 1/a.png.jpg"
+    names = [file_of(f"{long[:-5]}{letter}.png", ".geojson") for letter in "éàè"]
+    assert len(set(names)) == 3
+    assert all(name.startswith("day 1/é") and name.endswith(".geojson") for name in names)
+    assert all(len(Path(name).name.encode()) <= 200 for name in names)
 
 
 def test_folders_are_searched_through_links_and_each_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import rasterio
 import tifffile
 from affine import Affine
 from rasterio.control import GroundControlPoint
+from rasterio.errors import NotGeoreferencedWarning
 from scipy import ndimage
 from trained_detectors import make_trained
 
@@ -285,8 +286,11 @@ def test_coordinates_that_lead_to_no_degrees_are_named(tmp_path: Path) -> None:
         GroundControlPoint(row, column, 3 + column / 1e4, 45 - row / 1e4) for row in (0, 90) for column in (0, 90)
     ]
     write_scene(tmp_path / "radar.tif", pixels, gcps=points, transform=None, crs="EPSG:4326")
+    with pytest.warns(NotGeoreferencedWarning):
+        write_scene(tmp_path / "cropped.tif", pixels, transform=None, crs="EPSG:32632")
     count = counter()
-    for name, reason in (("local", "cannot become degrees"), ("radar", "ground control points")):
+    reasons = {"local": "cannot become degrees", "radar": "ground control points", "cropped": "no transform to it"}
+    for name, reason in reasons.items():
         found = count(read_one(tmp_path / f"{name}.tif", count.detectors[0].spec)).found
         assert len(found.scores) == 1
         with pytest.raises(InputError, match=f"{name}.tif: no GeoJSON, .*{reason}"):

@@ -6,15 +6,23 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
 from boxtwin.counting.ensemble import ImageCount
 from boxtwin.counting.files import CountedImage
 from boxtwin.counting.images import Read
-from boxtwin.counting.learnt import learnt_images
+from boxtwin.counting.learnt import _run_of, learnt_images
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Detections
+
+
+@pytest.mark.parametrize("place", ["detector.safetensors", "export/detector.onnx"])
+def test_the_run_of_a_detector_is_found(place: str) -> None:
+    study = Path("multirun/study")
+    assert _run_of(study / "s1-x0-seed0" / place) == study / "s1-x0-seed0"
+    assert _run_of(study / "final-seed2" / place) == study / "final"
 
 
 def test_data_sets_may_have_images_of_one_name(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def test_planes_are_read_as_pixels(settings: dict[str, Any]) -> None:
     np.testing.assert_array_equal(decode_image(with_tifffile(pixels, photometric="rgb"), "a"), pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_three_channels_that_are_not_called_colours_are_read_as_such(photometric: str, dtype: Any) -> None:
+    """As GDAL writes them in 16 bit; OpenCV makes them grey."""
+    pixels = RNG.integers(0, np.iinfo(dtype).max, (48, 32, 3)).astype(dtype)
+    encoded = with_tifffile(pixels, photometric=photometric, planarconfig="contig", metadata=None)
+    stored = pixels if photometric == "minisblack" else np.iinfo(dtype).max - pixels
+    np.testing.assert_array_equal(decode_image(encoded, "a"), stored)
+    np.testing.assert_array_equal(decode_image(encoded, "a", Reading(channels=(1,))), stored[:, :, 1])
+    assert read_header(encoded, "a").how is not None
+    assert read_header(encoded, "a", Reading(channels=(1,))).how is None
+
+
 @pytest.mark.parametrize("settings", [{}, {"imagej": True}, {"metadata": None}])
 def test_a_stack_is_refused_until_a_page_is_chosen(settings: dict[str, Any]) -> None:
     pages = RNG.integers(0, 65536, (3, 24, 32)).astype(np.uint16)

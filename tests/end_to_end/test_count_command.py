@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -239,6 +240,34 @@ def test_an_earlier_count_is_replaced_and_nothing_that_people_made(detector: Tra
             count("images", "detector.safetensors")
         assert changed.read_text() == "by hand"
         changed.unlink()
+
+
+def test_labels_of_other_images_are_no_counts(detector: TrainedDetector) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    count("images", "detector.safetensors", formats=["yolo", "voc"])
+    own = Path("counts/images/yolo/labels/by_hand.txt")
+    own.write_text("0 0.5 0.5 0.1 0.1")
+    os.utime(own, (0, 0))  # moved here, it keeps its time
+    with pytest.raises(InputError, match=r"no untouched counts: .*by_hand\.txt"):
+        count("images", "detector.safetensors")
+
+
+def test_a_folder_that_is_a_link_is_filled_where_it_leads(detector: TrainedDetector, tmp_path: Path) -> None:
+    write_png(Path("images/0.png"), noise(0))
+    (tmp_path / "disk").mkdir()
+    Path("out").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        assert list(count("images", "detector.safetensors", folder="out")) == ["0.png"]
+    assert Path("out").is_symlink()
+    assert (tmp_path / "disk" / "counts.csv").is_file()
+
+
+def test_blanks_around_names_of_classes_do_no_harm(detector: TrainedDetector) -> None:
+    trained = make_trained(classes=("ship ", "buoy"))
+    write_detector(TrainedDetector(trained.module, 0.3, detector.origin), Path("blank.safetensors"))
+    write_png(Path("images/0.png"), noise(0))
+    found = count("images", "blank.safetensors", formats=["yolo", "voc"])
+    assert len(Path("counts/images/yolo/labels/0.txt").read_text().splitlines()) == int(found["0.png"]["total"])
 
 
 def test_names_with_dots_stay_in_the_folder(detector: TrainedDetector) -> None:

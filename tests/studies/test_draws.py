@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -80,6 +81,31 @@ def test_draws_without_a_common_seed_are_left_out() -> None:
     study = study_of(cut, condition_table(cut), figures)
     (draws,) = repeated_draws(study.rows, study.contrasts, study.resampled)
     assert [change.pairs for change in draws.changes] == [6, 3]
+
+
+def corrected(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs with the name of their annotations, by the version that their settings give their images."""
+    return [
+        replace(run, overrides=f"{run.overrides} dataset.annotations=labels/{run.condition['data.train'][-1]}.json")
+        for run in runs
+    ]
+
+
+def test_versions_of_labels_are_no_draws_and_no_more_images() -> None:
+    """40 and 80 images with the labels before (a) and after a correction (b), of the same test labels."""
+    versions = [{"data.train": f"{size}{version}"} for size in (40, 80) for version in "ab"]
+    values = (0.52, 0.61, 0.62, 0.71)
+    conditions = [
+        (version, float(version["data.train"][:2]), ap50, 6) for version, ap50 in zip(versions, values, strict=True)
+    ]
+    conditions += [(version | PASTED, 40.0, 0.55, 6) for version in versions[:2]]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+    runs = corrected(runs)
+    study = study_of(runs, condition_table(runs), figures)
+    positive = [each for each in study.contrasts if each.kind == "positive control"]
+    assert [each.differences["map_50"].mean for each in positive] == pytest.approx([0.1, 0.1], abs=0.01)
+    assert all(each.new.first.label_version == each.old.first.label_version for each in positive)
+    assert repeated_draws(study.rows, study.contrasts, figures) == []
 
 
 def test_a_comparison_on_several_draws() -> None:

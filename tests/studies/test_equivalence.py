@@ -49,6 +49,10 @@ def known(rows: Sequence[Row], figures: ResampledMetrics) -> Exchange:
     return found
 
 
+# Images, version of the labels, and AP50.
+CORRECTED = ((10, "a", 0.5), (20, "a", 0.6), (40, "a", 0.7), (20, "b", 0.75))
+
+
 def test_exact_logarithms_are_inverted() -> None:
     sizes = np.array([20.0, 40.0, 80.0])
     values = np.array([on_real(size) for size in sizes])
@@ -228,6 +232,37 @@ def test_a_study_of_many_lines_has_its_picture_by_treatment_first(tmp_path: Path
     assert WORTH in few[2:]
     assert many[:2] == [WORTH, "Table"]
     assert WORTH not in many[1:]
+
+
+def test_sizes_of_corrected_labels_are_on_no_curve_of_those_before() -> None:
+    conditions = [({"data.train": f"{size}{version}"}, float(size), ap50, 6) for size, version, ap50 in CORRECTED]
+    conditions.append(({"data.train": "10a", "variations.per_image": "10", "generator.name": "repeat"}, 10.0, 0.55, 6))
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+    runs = [
+        replace(run, overrides=f"dataset.annotations={run.condition['data.train'][-1]}.json seed={run.seed}")
+        for run in runs
+    ]
+    study = study_of(runs, condition_table(runs), figures)
+    curves = [[row.real_images for row in each["real images alone"]] for each in size_curves(study.rows)]
+    assert sorted(curves) == [[10, 20, 40], [20]]
+    section = equivalence_section(study)
+    assert section is not None
+    assert "are worth 14 real images" in section.sentences[0]
+
+
+def test_the_sizes_that_are_named_are_those_that_were_read_off() -> None:
+    alone: list[tuple[dict[str, str], float, float, int]] = [
+        ({}, 10.0, 0.5, 6),
+        ({}, 20.0, 0.6, 6),
+        ({}, 40.0, 0.65, 6),
+    ]
+    treated = ({"variations.per_image": "10", "generator.name": "repeat"}, 10.0, 0.7, 6)
+    conditions = [*alone, ({}, 80.0, 0.8, 1), treated]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+    section = equivalence_section(study_of(runs, condition_table(runs), figures))
+    assert section is not None
+    assert "worth more than 40 real images" in section.sentences[0]
+    assert "at 10, 20, 40." in section.sentences[1]
 
 
 def test_a_lucky_draw_of_images_is_no_worth_of_a_treatment() -> None:

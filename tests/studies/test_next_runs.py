@@ -263,6 +263,39 @@ def test_parts_of_a_split_from_a_file_say_how_many_images_it_has(said: str) -> N
     assert "split.train=" not in plain
 
 
+def test_a_control_has_no_labels_that_a_person_gave_to_other_images() -> None:
+    typed = {
+        ("s2", 0): "split=s2 variations=0",
+        (
+            "s2",
+            10,
+        ): "split=s2 variations=10 generator=pixel_ddpm labels=manual labels.file=confirmed.json",
+    }
+    found = with_overrides(typed, [("s2", 0, "none", 40.0, 0.5), ("s2", 10, "pixel_ddpm", 40.0, 0.6)])
+    controls = [each.command for each in found if each.question == "control"]
+    assert len(controls) == 2
+    assert not any("labels" in command for command in controls)
+    assert any("labels.file=confirmed.json" in each.command for each in found if each.generator == "pixel_ddpm")
+
+
+@pytest.mark.parametrize(("own", "said"), [(True, "'pretraining.seed=${seed}'"), (False, "pretraining.seed=0")])
+def test_new_seeds_have_pretrainings_of_their_own_where_others_have(own: bool, said: str) -> None:
+    runs, _, figures = simulate([("s2", 0, "none", 40.0, 0.5), ("s2", 10, "repeat", 40.0, 0.6)], seeds=4)
+    runs = [
+        replace(run, overrides=f"{run.overrides} pretraining=sar_scenes pretraining.seed={run.seed if own else 0}")
+        for run in runs
+    ]
+    commands = [each.command for each in plan(study_of(runs, condition_table(runs), figures))]
+    assert any("seed=4" in command for command in commands)
+    assert all(said in command for command in commands)
+
+
+def test_half_the_images_are_not_proposed_where_the_whole_is_missing() -> None:
+    typed = {("s2", 10): "split=s2 variations=10 generator=repeat"}
+    found = with_overrides(typed, [("s2", 10, "repeat", 40.0, 0.6)])
+    assert "data" not in [each.question for each in found]
+
+
 def test_files_of_labels_keep_their_folder() -> None:
     made = command(
         "labels=manual labels.file=work/labels-1.json variations=2",

@@ -23,6 +23,7 @@ from boxtwin.counting.files import (
     CountedImage,
     coco_detections,
     draw,
+    file_of,
     finish,
     geojson,
     not_written_here,
@@ -169,12 +170,12 @@ def _written(
         try:
             places = geojson(image.path, counter.detectors[0].spec.how_to_read, count.found, counter.classes)
             if places is not None:
-                write_json(folder / f"{image.name}.geojson", places)
+                write_json(folder / file_of(image.name, ".geojson"), places)
         except InputError as error:
             remark = str(error)
     if pictures:
         plain, several = picture_of(image, counter.detectors[0].spec.levels), len(counter.classes) > 1
-        picture = f"{PICTURES}/{image.name}.jpg"
+        picture = f"{PICTURES}/{file_of(image.name, '.jpg')}"
         write_bytes_atomically(
             folder / picture, encode(draw(plain, width, count.found, several=several), "jpg", QUALITY)
         )
@@ -197,7 +198,8 @@ def _write(
     write_json(folder / COCO_FILE, coco_detections(work.images, spec.classes, spec.category_ids, spec.how_to_read))
     for name in formats:
         if name != "coco":
-            write_labels(name, [each.labels for each in read_store(folder).images], spec.classes, folder / name)
+            classes = [each.strip() for each in spec.classes]  # as label files are read
+            write_labels(name, [each.labels for each in read_store(folder).images], classes, folder / name)
     if title is not None:
         notes = [*about(detectors), promise(counter), *marks(work.images, counter)]
         write_page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -27,12 +28,13 @@ from boxtwin.datasets.sample import Detections
 from boxtwin.evaluation.matching import RESULT_DECIMALS
 from boxtwin.evaluation.overlays import shrunk
 from boxtwin.files import write_bytes_atomically
+from boxtwin.labels.store_images import export_names
 from boxtwin.lettering import class_colour
 
 PAGE_FILE = "index.html"
-_IN_OTHER_FORMATS = re.compile(
-    r"(yolo/(labels/.+\.txt|data\.yaml)|voc/Annotations/.+\.xml|\w+/(classes|not_confirmed)\.txt)"
-)
+_OF_OTHER_FORMATS = re.compile(r"yolo/data\.yaml|\w+/(classes|not_confirmed)\.txt")
+_LONGEST_NAME = 200  # bytes of a file's name; systems take 255, and what is written first has a longer one
+_LABEL_FILES = (("yolo/labels/", ".txt"), ("voc/Annotations/", ".xml"))
 ENDS = ("", "_low", "_high", "_spread")  # of the columns of a count
 LONGEST, THUMBNAIL = 1600, 420  # pixels of the longer side of a picture, and of one in the page
 QUALITY, SMALL_QUALITY = 90, 78  # of JPEG
@@ -129,15 +131,27 @@ def not_written_here(folder: Path) -> list[str]:
         finished = min((folder / name).stat().st_mtime_ns for name in (CSV_FILE, COCO_FILE))
     except (OSError, ValueError, TypeError, KeyError):  # no folder of counts, or an edited one
         names, finished = [], 0
-    written = {CSV_FILE, COCO_FILE, PAGE_FILE, *(f"{PICTURES}/{name}.jpg" for name in names)}
-    written |= {f"{name}.geojson" for name in names}
+    written = {CSV_FILE, COCO_FILE, PAGE_FILE, *(f"{PICTURES}/{file_of(name, '.jpg')}" for name in names)}
+    written |= {file_of(name, ".geojson") for name in names}
+    stems = [Path(name).stem for name in export_names(names, [True] * len(names))]
+    written |= {f"{place}{stem}{ending}" for place, ending in _LABEL_FILES for stem in stems}
     others = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        is_known = name in written or _IN_OTHER_FORMATS.fullmatch(name)
+        is_known = name in written or _OF_OTHER_FORMATS.fullmatch(name)
         if path.is_symlink() or (path.is_file() and not (is_known and path.stat().st_mtime_ns <= finished)):
             others.append(name)
     return others
+
+
+def file_of(name: str, ending: str) -> str:
+    """The path of a file that belongs to an image, by the image's name, which is cut where it is too long."""
+    *folders, base = Path(name).parts
+    if len(f"{base}{ending}".encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(base.encode()).hexdigest()[:8]
+        room = _LONGEST_NAME - len(f"-{digest}{ending}")
+        base = f"{base.encode()[:room].decode(errors='ignore')}-{digest}"
+    return Path(*folders, f"{base}{ending}").as_posix()
 
 
 def geojson(path: Path, reading: Reading, found: Detections, classes: Sequence[str]) -> dict[str, Any] | None:

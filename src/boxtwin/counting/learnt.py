@@ -86,7 +86,7 @@ def _run_of(detector: Path) -> Path:
     """The folder of the run that a detector comes from."""
     folder = detector.parent
     run = folder.parent if folder.name == "export" else folder
-    return folder.with_name(FINAL) if re.fullmatch(rf"{FINAL}-seed\d+", run.name) else run
+    return run.with_name(FINAL) if re.fullmatch(rf"{FINAL}-seed\d+", run.name) else run
 
 
 def _files_of(detector: Path) -> dict[Path, tuple[str, str]]:

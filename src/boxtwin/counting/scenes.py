@@ -129,6 +129,8 @@ def places(path: Path, boxes: Sequence[Box], reading: Reading) -> list[list[tupl
             raise InputError(
                 f"{path}: no GeoJSON, the file has ground control points instead of a transform to its map"
             )
+        if file.transform.is_identity:
+            raise InputError(f"{path}: no GeoJSON, the file has a coordinate reference, but no transform to it")
         if tiff.read_header(path, str(path), reading).orientation != 1 and reading.orientation is Orientation.apply:
             raise InputError(f"{path}: no GeoJSON, its pixels were turned by the orientation tag")
         rings, place = [], file.transform

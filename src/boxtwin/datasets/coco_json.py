@@ -144,7 +144,7 @@ def check_content(content: dict[str, list[dict[str, Any]]], problems: Problems) 
         name = category["name"]
         if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
             problems.add("names of categories that are no text", f"{category['id']}: {name!r}")
-        category["name"] = str(name)
+        category["name"] = str(name).strip()
         if len(category["name"]) > LONGEST_CLASS or not category["name"].isprintable():
             problems.add(f"names of categories with control characters, or above {LONGEST_CLASS} characters", category)
     _check_ids(content, names, problems)

@@ -23,6 +23,9 @@ ENDINGS = (
 )  # fmt: skip
 
 
+_OF_SYSTEMS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}  # on each disk, closed to most users
+
+
 def image_files(folder: Path) -> dict[str, Path]:
     """The image files in a folder and below, by their path in it.
 
@@ -64,9 +67,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """
     waiting, seen = [str(folder)], set()
     for top in waiting:
-        for place, folders, names in os.walk(top):
+        for place, folders, names in os.walk(top, onerror=_refuse):
             real = os.path.realpath(place)
-            shown = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            shown = [] if real in seen else sorted(set(folders) - _OF_SYSTEMS)
+            shown = [name for name in shown if not name.startswith(".")]
             if PICTURES in shown and _holds_count(Path(place)):
                 shown.remove(PICTURES)
             linked = [name for name in shown if (Path(place) / name).is_symlink()]
@@ -75,7 +79,14 @@ def _files_below(folder: Path) -> Iterator[Path]:
             if real not in seen:
                 seen.add(real)
                 files = (Path(place) / name for name in names if not name.startswith("."))
-                yield from (file for file in files if file.is_file())
+                # A link to an image that is gone is one that cannot be read, and no file less.
+                yield from (file for file in files if file.is_file() or (file.is_symlink() and is_image(file)))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename} cannot be read: {error.strerror}; make the folder readable, or give others that are"
+    ) from None
 
 
 def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Reading) -> tuple[Sample, ...]:

@@ -23,6 +23,7 @@ ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 # What tifffile's samples are: brightness, or red, green and blue.
 PLAIN = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.LINEAR_RAW)
 BELOW_ALPHA = "colours below alpha"
+GREY = "three channels as grey"
 
 
 @contextmanager
@@ -58,6 +59,8 @@ def read_header(content: bytes | Path, name: str, reading: Reading) -> Header:
         tag = page.tags.get(ORIENTATION_TAG)
         orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
         how = "planes" if _has_planes(page) else _misread(page)
+        if how == GREY and channels is not None:
+            how = None  # channels that are chosen were read well before
         if channels is not None and page.photometric == PHOTOMETRIC.PALETTE:
             how = "palette"  # whose channels earlier versions did not choose from
         return Header(page.imagewidth, page.imagelength, orientation, is_tiff=True, how=how)
@@ -139,10 +142,13 @@ def _has_planes(page: TiffPage) -> bool:
 def _misread(page: TiffPage) -> str | None:
     """How OpenCV misreads a page: it takes the first one, even a preview, and reads 0 as black in 16 bit.
 
-    It darkens colours of 8 bit by their alpha, unlike in other formats.
+    It darkens colours of 8 bit by their alpha, unlike in other formats. Three channels that are not called colours, as
+    GDAL writes them in 16 bit, become grey.
     """
     if page.index:
         return f"page {page.index}"
+    if page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE) and page.samplesperpixel == 3:
+        return GREY
     if page.photometric == PHOTOMETRIC.RGB and page.bitspersample == 8 and page.extrasamples == (ALPHA[1],):
         return BELOW_ALPHA
     return "0 is white" if page.photometric == PHOTOMETRIC.MINISWHITE and page.bitspersample == 16 else None

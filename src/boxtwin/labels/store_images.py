@@ -75,7 +75,7 @@ def read_store(store: Path) -> StoreImages:
     images = []
     readings = [_reading(entry, file) for entry in content["images"]]
     paths = _files_of(content["images"], file.parent)
-    exported = _export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
+    exported = export_names(names, [is_shown(*each) for each in zip(paths, readings, strict=True)])
     for index, (image, entry) in enumerate(zip(read.images, content["images"], strict=True)):
         path, reading = paths[index], readings[index]
         width, height = _size(path, reading) if None in (image.width, image.height) else image.size()
@@ -120,7 +120,7 @@ def _size(path: Path, reading: Reading) -> tuple[int, int]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
+def export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
     """Names without folders, for annotation tools flatten them, of which no two are alike without their endings.
 
     Images that browsers do not show get the ending of PNG. No image goes out under the name that another has in the
@@ -131,7 +131,7 @@ def _export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
     exported = []
     parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
     shared = 0  # folders that all names have in common
-    while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
+    while parts and all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
         shared += 1
     for each, is_as_it_is in zip(parts, shown, strict=True):
         path = PurePosixPath("__".join(each[shared:]).lstrip("/"))

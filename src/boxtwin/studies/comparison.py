@@ -291,14 +291,15 @@ def _controls(row: Row, other: Row) -> bool:
 def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Neighbouring sizes of real data among the rows without variations, smaller first.
 
-    Without two whole splits, the largest row is compared with the part of a split that is nearest to half of it.
+    Without two whole splits, the largest row is compared with the part of a split that is nearest to half of it. Only
+    rows of one version of the labels and of one ``split.seed`` are compared: others differ in more than their number.
     """
     plain = sorted(
         (row for row in rows if not row.variations and row.real_images > 0),  # nan is not
         key=lambda row: (row.condition, row.real_images),
     )
     neighbours = []
-    for group in setups(plain):
+    for group in (part for rows in setups(plain) for part in _of_one_draw(rows)):
         whole = [row for row in group if row.first.train_size is None]
         pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
         if not pairs:
@@ -309,6 +310,14 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
                 pairs = [(half, largest)]
         neighbours += pairs
     return neighbours
+
+
+def _of_one_draw(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows by version of their labels and seed of their splits, in order."""
+    found: dict[object, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.first.label_version, row.first.condition.get("split.seed")), []).append(row)
+    return list(found.values())
 
 
 def corrected(differences: Sequence[Difference], family: int | None = None) -> list[Difference]:

@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, Int
 
-from boxtwin.studies.comparison import ResampledMetrics
+from boxtwin.studies.comparison import PRIMARY_METRIC, ResampledMetrics
 from boxtwin.studies.conditions import Row, baseline, paired_seeds
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL, defined_columns
 
@@ -130,7 +130,13 @@ def lines(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
 
 def has_enough_counts(base: Row, members: Sequence[Row]) -> bool:
     """Whether enough numbers of variations have enough seeds for a best one to be named."""
-    return 1 + sum(len(paired_seeds(base, row)) >= LEAST_PAIRS for row in members) >= LEAST_COUNTS
+    return 1 + sum(_has_enough_seeds(PRIMARY_METRIC, base, row) for row in members) >= LEAST_COUNTS
+
+
+def _has_enough_seeds(metric: str, base: Row, row: Row) -> bool:
+    """Whether enough seeds of both have a metric: a run may have no AP."""
+    both = [dict(each.estimates[metric].by_seed) for each in (base, row)]
+    return sum(seed in both[0] and seed in both[1] for seed in paired_seeds(base, row)) >= LEAST_PAIRS
 
 
 def measured_gains(metric: str, base: Row, members: Sequence[Row], resampled: ResampledMetrics) -> MeasuredGains:
@@ -142,7 +148,7 @@ def measured_gains(metric: str, base: Row, members: Sequence[Row], resampled: Re
     3. Images: the covariance of the gains over resamples of the test images, without what is peculiar to one run on
        one image, which is part of the first.
     """
-    rows = [row for row in members if len(paired_seeds(base, row)) >= LEAST_PAIRS]
+    rows = [row for row in members if _has_enough_seeds(metric, base, row)]
     sign = -1.0 if metric == "count_mae" else 1.0
     old, *new = (dict(row.estimates[metric].by_seed) for row in (base, *rows))
     shared = [

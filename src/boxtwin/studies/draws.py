@@ -51,7 +51,7 @@ def _draw(row: Row) -> str | None:
 
 
 def _on_other_draws(row: Row, rows: Sequence[Row]) -> dict[str | None, Row]:
-    """The same condition on other images, as many, by their hash."""
+    """The same condition on other images, as many, by their hash; the same images with other labels are none."""
 
     def shared(row: Row) -> dict[str, str]:
         return {key: value for key, value in row.values.items() if part_of(key) != "split" and key not in OF_DRAW}
@@ -59,7 +59,10 @@ def _on_other_draws(row: Row, rows: Sequence[Row]) -> dict[str | None, Row]:
     return {
         _draw(other): other
         for other in rows
-        if _draw(other) != _draw(row) and other.real_images == row.real_images and shared(other) == shared(row)
+        if _draw(other) != _draw(row)
+        and other.first.label_version == row.first.label_version
+        and other.real_images == row.real_images
+        and shared(other) == shared(row)
     }
 
 

@@ -99,7 +99,8 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
     images: dict[object, str | None] = {}  # hash of the training images, by setup and number
     ordered = [row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0]  # nan is not
     for row in sorted(ordered, key=lambda row: treatment_of(row) != PLAIN):
-        setup = frozenset((k, v) for k, v in untreated(dict(row.condition)).items() if k != DEVICE)
+        values = frozenset((k, v) for k, v in untreated(dict(row.condition)).items() if k != DEVICE)
+        setup = (values, row.first.label_version)  # a curve over corrected labels and those before would be none
         # Another draw of as many images may be luckier: a treatment is set against the same images without it.
         drawn = row.first.condition.get("data.train")
         known = images.setdefault((setup, row.real_images), drawn)
@@ -130,7 +131,8 @@ def curve_rows(rows: Sequence[Row], like: Row, resampled: ResampledMetrics) -> l
     """Real images alone in the setup of a condition and on its test images, by size."""
 
     def shared(row: Row) -> object:
-        return untreated(dict(row.condition)), {resampled.images(run) for run in row.run_ids}
+        version = row.first.label_version
+        return untreated(dict(row.condition)), version, {resampled.images(run) for run in row.run_ids}
 
     curves = size_curves([row for row in rows if shared(row) == shared(like)])
     return curves[0].get(PLAIN, []) if curves else []

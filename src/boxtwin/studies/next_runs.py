@@ -119,8 +119,10 @@ class _Planner:
         for rows in self.setups:
             if any(c.kind == "positive control" and c.new in rows for c in self.contrasts):
                 continue
-            largest = max(rows, key=lambda row: row.real_images if math.isfinite(row.real_images) else 0.0)
-            if largest.real_images >= 2:  # nan is not
+            # Real images alone at the same size come first: half as many would have nothing to be held against.
+            alone = [row for row in rows if not row.variations and row.real_images >= 2]  # nan is not
+            if alone:
+                largest = max(alone, key=lambda row: row.real_images)
                 yield self._new("data", largest, size=int(largest.real_images // 2))
 
     def grid(self) -> Iterator[Candidate]:
@@ -234,7 +236,8 @@ class _Planner:
             split = None
         elif typed and own:
             typed, split = with_data_of(own, typed), None
-        words = shlex.split(typed)
+        words = _with_own_pretrainings(shlex.split(typed), donor_row)
+        typed = shlex.join(words)
         is_whole = like.first.train_size is None and math.isfinite(like.real_images)
         # A file of splits may have another number of images than the configuration says.
         if size is not None and is_whole and _of(words, "split.file") and not _of(words, "split.train"):
@@ -268,6 +271,14 @@ def _of(words: Sequence[str], *keys: str) -> list[str]:
         for word in words
         if any(re.match(rf"\+*{re.escape(key)}{'' if key[-1] == '.' else '='}", word) for key in keys)
     ]
+
+
+def _with_own_pretrainings(words: Sequence[str], row: Row) -> list[str]:
+    """The words of a row's run; if each of its runs has a pre-training of its own, by its seed, new ones have too."""
+    seeds = [(run.typed("pretraining.seed"), str(run.seed)) for run in row.runs]
+    if any(typed != seed for typed, seed in seeds):
+        return list(words)
+    return [re.sub(r"^(\+*pretraining\.seed=).*$", r"\g<1>${seed}", word) for word in words]
 
 
 def with_data_of(own: str, typed: str) -> str:
@@ -306,7 +317,15 @@ def command(
     same = chosen[0] in (choice(typed_for)[0], *words)
     # Parameters of another generator would not fit this one, and without variations there is none.
     dropped = re.compile(r"generator$" if variations and same else r"generator(\.|$)")
-    kept = [word for word, key in words.items() if key not in replaced and (keeps or not dropped.match(key))]
+    # What a person has confirmed are the labels of another generator's images.
+    others_labels = bool(variations) and not same and "labels=manual" in words
+    kept = [
+        word
+        for word, key in words.items()
+        if key not in replaced
+        and (keeps or not dropped.match(key))
+        and not (others_labels and key.split(".")[0] == "labels")
+    ]
     if variations:
         kept += [pluses.get(word.partition("=")[0], "") + word for word in chosen]
     if "study" not in words.values():

@@ -80,6 +80,16 @@ class StudyRun:
         names = {key: self._typed_name(key) for key in ("dataset.annotations", "dataset.root")}
         return {key: name for key, name in names.items() if name}
 
+    @property
+    def label_version(self) -> tuple[tuple[str, str], ...]:
+        """What tells corrected training labels from those before: only runs of one version differ in their images."""
+        return tuple(sorted(self.names_of_data.items()))
+
+    def typed(self, key: str) -> str | None:
+        """The value of a setting on the command line; None where it was not typed."""
+        words = (word.lstrip("+").partition("=") for word in shlex.split(self.overrides))
+        return next((value.strip("'\"") for name, _, value in words if name == key), None)
+
     def _typed_name(self, key: str) -> str:
         """The last part of the path that was typed for a setting; empty for none."""
         typed = (word.partition("=")[2] for word in shlex.split(self.overrides) if word.startswith(f"{key}="))

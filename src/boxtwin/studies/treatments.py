@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,14 +30,14 @@ class Treatment:
 
 
 def treatments(contrasts: Sequence[Contrast]) -> list[Treatment]:
-    """The treatments of a study, the greatest gain in AP50 first; none where it has one kind only.
+    """The treatments of a study, the greatest gain in AP50 first, unknown ones last; none where it has one kind only.
 
     `repeat` is no treatment: it shows what others owe to steps.
     """
     tried = [each for each in contrasts if each.kind in SHARED and each.new.first.generator != "repeat"]
     if len({each.kind for each in tried}) < 2:
         return []
-    tried.sort(key=lambda each: each.differences["map_50"].mean, reverse=True)
+    tried.sort(key=lambda each: -mean if math.isfinite(mean := each.differences["map_50"].mean) else math.inf)
     return [_treatment(each) for each in tried]
 
 

@@ -165,8 +165,9 @@ def equivalence_section(study: Study) -> Section | None:
         worth = (exchange(*each, study.resampled) for each in zip(treated, alone, strict=True))
         exchanges = [each for each in worth if each is not None]
         steps = len({row.first.steps for row in (*plain, *treated)}) > 1
+        read_off = {tuple(row.run_ids for row in each.curve): each.curve for each in exchanges}.values()
         sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
-        sentences += [sentence("exchange_curve", rows=plain, steps=steps)] if exchanges else []
+        sentences += [sentence("exchange_curve", rows=rows, steps=steps) for rows in read_off]
         plots.append(sizes_picture(curves, exchanges))
     title = WORTH if any(is_treated(row) for row in study.rows) else "AP50 by number of real images"
     return Section(title, tuple(sentences), tuple(plots)) if plots else None
