@@ -257,6 +257,31 @@ def test_compressed_files_that_end_in_zeros_are_damaged(kind: str, settings: dic
     assert decode_image(flat, "a").max() == 0
 
 
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw", "packbits", "jpeg"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_compressed_tiff_that_ends_in_zeros_is_damaged(compression: str, share: float) -> None:
+    """OpenCV fills up what is missing of 8 bit without an error."""
+    whole = encoded(Image.fromarray(NOISE), "TIFF", compression=compression)
+    assert decode_image(whole, "a").shape == NOISE.shape
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        page = file.pages[0].aspage()
+        first, last = min(page.dataoffsets), max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)))
+    kept = first + int((last - first) * share)
+    with pytest.raises(OSError, match="a is damaged"):
+        decode_image(whole[:kept] + bytes(last - kept) + whole[last:], "a")
+    flat = encoded(Image.new("RGB", (640, 480)), "TIFF", compression=compression)
+    assert decode_image(flat, "a").max() == 0
+
+
+def test_deflated_tiff_with_a_wrong_checksum_is_damaged() -> None:
+    whole = bytearray(encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_adobe_deflate"))
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        (start, *_), (size, *_) = (file.pages[0].aspage().dataoffsets, file.pages[0].aspage().databytecounts)
+    whole[start + size // 2] ^= 0xFF
+    with pytest.raises(OSError, match="a is damaged"):
+        decode_image(bytes(whole), "a")
+
+
 PIXELS = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
 
 

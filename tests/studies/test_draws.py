@@ -12,6 +12,7 @@ from simulated_study import simulate_settings, study_of
 from boxtwin.studies.comparison import Difference
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.draws import repeated_draws
+from boxtwin.studies.label_versions import LabelVersions
 from boxtwin.studies.primary import primary_comparisons
 from boxtwin.studies.report.summary import Summary
 from boxtwin.studies.runs import StudyRun
@@ -104,8 +105,19 @@ def test_versions_of_labels_are_no_draws_and_no_more_images() -> None:
     study = study_of(runs, condition_table(runs), figures)
     positive = [each for each in study.contrasts if each.kind == "positive control"]
     assert [each.differences["map_50"].mean for each in positive] == pytest.approx([0.1, 0.1], abs=0.01)
-    assert all(each.new.first.label_version == each.old.first.label_version for each in positive)
+    assert all(each.new.first.label_names == each.old.first.label_names for each in positive)
     assert repeated_draws(study.rows, study.contrasts, figures) == []
+
+
+def test_names_of_the_same_data_are_one_version_of_labels() -> None:
+    conditions = [({}, 40.0, 0.5, 3), ({"trainer.steps": "804"}, 40.0, 0.5, 3), ({}, 80.0, 0.6, 3)]
+    runs, _ = simulate_settings(conditions)
+    roots = {"40402": "mine", "40804": "yours", "80402": "yours"}
+    runs = [replace(run, overrides=f"dataset.root=a/{roots[f'{run.train_size}{run.steps}']}") for run in runs]
+    rows = condition_table(runs)
+    assert len({LabelVersions(rows).of(row) for row in rows}) == 1
+    apart = [row for row in rows if row.first.steps == 402]
+    assert len({LabelVersions(apart).of(row) for row in apart}) == 2
 
 
 def test_a_comparison_on_several_draws() -> None:

@@ -54,6 +54,14 @@ def test_without_a_significant_gain_real_images_alone_are_taken(variations: list
     assert "no condition" in reason
 
 
+def test_what_gains_elsewhere_or_is_beaten_is_told() -> None:
+    _, reason = recommended(study([*PLAIN, ("s2", 10, "pixel_ddpm", 40.0, 0.8)]))
+    assert reason.startswith("no condition on 80 real images gains significantly over real images alone; on 40 images ")
+    assert "s2 x10 pixel_ddpm gains " in reason
+    _, reason = recommended(study([PLAIN[0], ("s1", 10, "pixel_ddpm", 80.0, 0.8), ("s1", 10, "repeat", 80.0, 0.9)]))
+    assert "is not beaten by a control, as s1 x10 pixel_ddpm is" in reason
+
+
 def test_a_primary_comparison_decides_alone() -> None:
     conditions: list[tuple[dict[str, str], float, float, int]] = [({}, 80.0, 0.7, 9)]
     for generator, count, ap50 in (("repeat", "2", 0.8), ("copy_paste", "10", 0.9)):

@@ -32,8 +32,8 @@ _QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "webp": cv2.IMWRITE_WEBP_QUALITY}
 Image.MAX_IMAGE_PIXELS = None
 
 _UPRIGHT = Reading()
-# WebP and JPEG 2000: decoders fill in grey or black for missing data, and compressed data has no long runs of zeros.
-_COMPRESSED, LONGEST_ZEROS = (b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), 64
+# WebP and JPEG 2000: decoders fill in grey or black for missing data.
+_COMPRESSED = (b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 # In the compressed data of a JPEG, 0xFF is followed by 0 or by the number of a restart; all else is a marker (T.81).
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END_OF_IMAGE, _WITHOUT_LENGTH = 0xD9, (0x01, 0xD8)
@@ -59,7 +59,7 @@ def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixe
     else:
         if encoded[:2] == b"\xff\xd8":
             _check_jpeg(encoded, name)
-        elif encoded.startswith(_COMPRESSED) and not encoded[-LONGEST_ZEROS:].strip(b"\0"):
+        elif encoded.startswith(_COMPRESSED) and not encoded[-tiff.LONGEST_ZEROS :].strip(b"\0"):
             raise OSError(f"{name} is damaged: it ends in zeros, as a download does that stopped on the way")
         stored = _stored(encoded, name, reading.channels)
     if stored.dtype not in (np.uint8, np.uint16):

@@ -6,6 +6,7 @@ tifffile: https://github.com/cgohlke/tifffile (BSD). The format: Adobe, TIFF rev
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffPage
 
 from boxtwin.datasets.reading import ORIENTATION_TAG, Header, Reading
 
@@ -24,6 +25,7 @@ ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 PLAIN = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.LINEAR_RAW)
 BELOW_ALPHA = "colours below alpha"
 GREY = "three channels as grey"
+LONGEST_ZEROS = 64  # bytes; compressed data has no longer runs of zeros
 
 
 @contextmanager
@@ -73,6 +75,7 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
         ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends, default=0) > len(content):
             raise OSError(f"{name} cannot be decoded as an image: it is cut short, {len(content)} of {max(ends)} bytes")
+        _check_compressed(content, page, name)
         samples = page.samplesperpixel
         is_misread = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or len(_pages(file)) > 1
         has_other_channels = samples not in (1, 3, 4) or (samples == 4 and page.bitspersample == 16)
@@ -83,6 +86,25 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
             return content
         value = (1).to_bytes(2, "little" if file.byteorder == "<" else "big")
         return content[: tag.valueoffset] + value + content[tag.valueoffset + 2 :]
+
+
+def _check_compressed(content: bytes, page: TiffPage, name: str) -> None:
+    """Raise OSError for damaged strips or tiles, which OpenCV fills up without an error where they have 8 bit."""
+    if page.compression == COMPRESSION.NONE:
+        return
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        segment = content[start : start + size]
+        # As a download leaves it that has stopped on the way, into a file of its full length.
+        if size > LONGEST_ZEROS and not segment[-LONGEST_ZEROS:].strip(b"\0"):
+            raise OSError(f"{name} is damaged: a part of its pixels ends in zeros")
+        if size and page.compression in (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
+            unpacked = zlib.decompressobj()
+            try:
+                unpacked.decompress(segment)
+            except zlib.error as error:
+                raise OSError(f"{name} is damaged: {error}") from None
+            if not unpacked.eof:
+                raise OSError(f"{name} is damaged: a part of its pixels is cut short")
 
 
 def is_darkened(content: bytes, name: str, reading: Reading) -> bool:

@@ -26,6 +26,7 @@ from boxtwin.studies.inference import (
     pairs_needed,
     sign_flip_p,
 )
+from boxtwin.studies.label_versions import LabelVersions
 from boxtwin.studies.pretraining import pretraining_pairs
 from boxtwin.studies.primary import PrimaryComparison, find_rows
 
@@ -299,7 +300,8 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         key=lambda row: (row.condition, row.real_images),
     )
     neighbours = []
-    for group in (part for rows in setups(plain) for part in _of_one_draw(rows)):
+    versions = LabelVersions(rows)
+    for group in (part for alike in setups(plain) for part in _of_one_draw(alike, versions)):
         whole = [row for row in group if row.first.train_size is None]
         pairs = [(fewer, more) for fewer, more in itertools.pairwise(whole) if fewer.real_images < more.real_images]
         if not pairs:
@@ -312,11 +314,11 @@ def positive_controls(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     return neighbours
 
 
-def _of_one_draw(rows: Sequence[Row]) -> list[list[Row]]:
+def _of_one_draw(rows: Sequence[Row], versions: LabelVersions) -> list[list[Row]]:
     """The rows by version of their labels and seed of their splits, in order."""
     found: dict[object, list[Row]] = {}
     for row in rows:
-        found.setdefault((row.first.label_version, row.first.condition.get("split.seed")), []).append(row)
+        found.setdefault((versions.of(row), row.first.condition.get("split.seed")), []).append(row)
     return list(found.values())
 
 

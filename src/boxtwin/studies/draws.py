@@ -12,6 +12,7 @@ from boxtwin.studies.condition_values import part_of
 from boxtwin.studies.conditions import Row, paired_seeds
 from boxtwin.studies.evidence import change_limits
 from boxtwin.studies.inference import Interval, interval_of
+from boxtwin.studies.label_versions import LabelVersions
 
 OF_DRAW = ("store", "pretraining_images")  # may follow from which images are trained on
 
@@ -53,6 +54,8 @@ def _draw(row: Row) -> str | None:
 def _on_other_draws(row: Row, rows: Sequence[Row]) -> dict[str | None, Row]:
     """The same condition on other images, as many, by their hash; the same images with other labels are none."""
 
+    versions = LabelVersions(rows)
+
     def shared(row: Row) -> dict[str, str]:
         return {key: value for key, value in row.values.items() if part_of(key) != "split" and key not in OF_DRAW}
 
@@ -60,7 +63,7 @@ def _on_other_draws(row: Row, rows: Sequence[Row]) -> dict[str | None, Row]:
         _draw(other): other
         for other in rows
         if _draw(other) != _draw(row)
-        and other.first.label_version == row.first.label_version
+        and versions.of(other) == versions.of(row)
         and other.real_images == row.real_images
         and shared(other) == shared(row)
     }

@@ -33,6 +33,7 @@ from boxtwin.studies.inference import (
     variances,
     widened_tail,
 )
+from boxtwin.studies.label_versions import LabelVersions
 
 METRIC = "map_50"
 LEAST_SIZES = 3  # two make a straight line whatever the truth
@@ -95,12 +96,13 @@ def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list
     def rank(row: Row) -> tuple[bool, int, float, bool]:
         return row.run_ids in named, len(row.seeds), on_validation(row), row.first.train_size is None
 
+    versions = LabelVersions(rows)
     found: dict[object, dict[str, dict[float, Row]]] = defaultdict(lambda: defaultdict(dict))
     images: dict[object, str | None] = {}  # hash of the training images, by setup and number
     ordered = [row for row in sorted(rows, key=rank, reverse=True) if row.real_images > 0]  # nan is not
     for row in sorted(ordered, key=lambda row: treatment_of(row) != PLAIN):
         values = frozenset((k, v) for k, v in untreated(dict(row.condition)).items() if k != DEVICE)
-        setup = (values, row.first.label_version)  # a curve over corrected labels and those before would be none
+        setup = (values, versions.of(row))  # a curve over corrected labels and those before would be none
         # Another draw of as many images may be luckier: a treatment is set against the same images without it.
         drawn = row.first.condition.get("data.train")
         known = images.setdefault((setup, row.real_images), drawn)
@@ -130,9 +132,10 @@ def step_series(rows: Sequence[Row]) -> list[list[Row]]:
 def curve_rows(rows: Sequence[Row], like: Row, resampled: ResampledMetrics) -> list[Row]:
     """Real images alone in the setup of a condition and on its test images, by size."""
 
+    versions = LabelVersions(rows)
+
     def shared(row: Row) -> object:
-        version = row.first.label_version
-        return untreated(dict(row.condition)), version, {resampled.images(run) for run in row.run_ids}
+        return untreated(dict(row.condition)), versions.of(row), {resampled.images(run) for run in row.run_ids}
 
     curves = size_curves([row for row in rows if shared(row) == shared(like)])
     return curves[0].get(PLAIN, []) if curves else []

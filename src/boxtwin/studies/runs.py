@@ -81,8 +81,8 @@ class StudyRun:
         return {key: name for key, name in names.items() if name}
 
     @property
-    def label_version(self) -> tuple[tuple[str, str], ...]:
-        """What tells corrected training labels from those before: only runs of one version differ in their images."""
+    def label_names(self) -> tuple[tuple[str, str], ...]:
+        """`names_of_data` as one value."""
         return tuple(sorted(self.names_of_data.items()))
 
     def typed(self, key: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.scoring import VALIDATION_AP
@@ -53,7 +54,7 @@ def recommended(study: Study) -> tuple[Row, str]:
     plain = [row for row in rows if not is_treated(row)]
     if not gains:
         row = max(plain or rows, key=_validation_ap)
-        return row, "no condition of the study gains significantly over real images alone"
+        return row, _why_nothing(study, rows)
     # 1. Of each setup its greatest gain; without any, real images alone, unless another setup's gain is over these.
     best: dict[object, Contrast] = {}
     for contrast in sorted(gains, key=lambda contrast: -contrast.new.estimates[AP50].mean):
@@ -71,6 +72,20 @@ def recommended(study: Study) -> tuple[Row, str]:
         return row, "it is better on validation images than what gains significantly in other setups"
     points = 100 * gain.differences[AP50].mean
     return row, f"it is significantly better than {gain.old.name}, by {points:.1f} points of AP50"
+
+
+def _why_nothing(study: Study, rows: Sequence[Row]) -> str:
+    """Why none of the rows, those with the most real images, is recommended for what it gains."""
+    kinds = ("primary",) if study.primary else ("variations", "pretraining", *EXTRA_IMAGES)
+    wins = [each for each in study.contrasts if each.kind in kinds and each.differences[AP50].gain_significant]
+    wins.sort(key=lambda each: -each.differences[AP50].mean)
+    reason = f"no condition on {rows[0].real_images:g} real images gains significantly over real images alone"
+    if beaten := next((each for each in wins if each.new in rows and not each.new.is_control), None):
+        reason += f" and is not beaten by a control, as {beaten.new.name} is"
+    if fewer := next((each for each in wins if each.new not in rows), None):
+        points, images = 100 * fewer.differences[AP50].mean, fewer.new.real_images
+        reason += f"; on {images:g} images {fewer.new.name} gains {points:.1f} points of AP50 over {fewer.old.name}"
+    return reason
 
 
 def _setup(row: Row) -> object:
