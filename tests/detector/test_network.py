@@ -6,7 +6,7 @@ import pytest
 import torch
 from trained_detectors import predictions, randomise_norm
 
-from boxtwin.detector.darknet import darknet_cfg, read_darknet, write_darknet
+from boxtwin.detector.darknet import darknet_cfg, read_darknet, tensors_of, write_darknet
 from boxtwin.detector.decode import boxes_and_scores
 from boxtwin.detector.network import (
     OBJECT_PRIOR,
@@ -236,6 +236,20 @@ def test_heads_of_other_classes_are_left_as_they_are(tmp_path: Path) -> None:
         if isinstance(ours, Convolution):
             assert isinstance(theirs, Convolution)
             assert torch.equal(ours.conv.weight, theirs.conv.weight)
+
+
+def test_a_colour_file_of_other_classes_is_not_taken_for_a_grey_one_of_fewer_heads(tmp_path: Path) -> None:
+    """That of 60 classes has the size of a grey one with 966 outputs and one head less."""
+    anchors = PUBLISHED_ANCHORS["yolov3_tiny"]
+    colour, grey = YOLOv3("yolov3_nano", 60, anchors), YOLOv3("yolov3_nano", 1, anchors, channels=1)
+    write_darknet(colour, tmp_path / "colour.weights", seen=0)
+    report = read_darknet(grey, tmp_path / "colour.weights")
+    layers = list(zip(grey.layers(), colour.layers(), strict=True))
+    assert len(report.skipped) == 2
+    for index, (ours, theirs) in enumerate(layers):
+        if index and index not in report.skipped:
+            for one, other in zip(tensors_of(ours), tensors_of(theirs), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_a_file_cut_after_a_layer_loads_up_to_there(tmp_path: Path) -> None:

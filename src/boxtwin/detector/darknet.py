@@ -110,19 +110,24 @@ def _file_shape(
     # All prediction layers of a Darknet configuration have the same outputs, anchors * (5 + classes).
     predictions = [index for index, of_layer in enumerate(tensors) if len(of_layer) == 2]
     first = tensors[0][-1]
-    for channels in sorted({first.shape[1], 3}):
-        ends = np.cumsum(sizes) + 4 * (channels - first.shape[1]) * first[:, 0].numel()
+    ends_of = {
+        channels: np.cumsum(sizes) + 4 * (channels - first.shape[1]) * first[:, 0].numel()
+        for channels in sorted({first.shape[1], 3})
+    }
+    for channels, ends in ends_of.items():
         if size > 0 and size in ends:
             return channels, outputs.tolist()
-        # Other classes: the whole network, or as many of its heads as the file has (yolov3-tiny is all of
-        # yolov3-tiny_3l but its last head).
-        for count in range(len(predictions), 0, -1):
+    # Other classes: the whole network, or as many of its heads as the file has (yolov3-tiny is all of yolov3-tiny_3l
+    # but its last head). A colour file of the whole network may have the size of a grey one of fewer heads.
+    for count in range(len(predictions), 0, -1):
+        for channels, ends in ends_of.items():
             fixed, per_output = _bytes(sizes, ends, outputs, predictions[:count])
             other, rest = divmod(size - fixed, per_output)
             # Darknet predicts 4 offsets and the objectness of at least one anchor, and one class.
             if not rest and other >= 6:
                 outputs[predictions[:count]] = other
                 return channels, outputs.tolist()
+    ends = ends_of[max(ends_of)]
     fixed, per_output = _bytes(sizes, ends, outputs, predictions)
     raise InputError(
         f"Darknet weights {path} do not fit {architecture}: expected {header + int(ends[-1]):,} bytes "
