@@ -146,6 +146,9 @@ def test_a_track_behind_a_score_is_no_polygon(write: Write) -> None:
     root = write(**{"classes.txt": "person\n", "a.txt": "0 0.5 0.5 0.2 0.2 0.91 1\n"})
     with pytest.raises(InputError, match="number of a track"):
         get_format("yolo").read(root)
+    (root / "a.txt").write_text("0 0.5 0.5 0.2 0.2 0.91 inf\n")
+    with pytest.raises(InputError, match="not in shares"):
+        get_format("yolo").read(root)
 
 
 @pytest.mark.parametrize(

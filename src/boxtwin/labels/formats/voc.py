@@ -88,7 +88,7 @@ def read(path: Path) -> Labels:
         images.append(LabelledImage(name, width, height, tuple(boxes)))
     files = list(image_files(path))
     matched, remarks = pair((image.name for image in images), files, of_label_files=True)
-    bare = [file for file in files if file not in matched.values()]
+    bare = sorted({*files}.difference(matched.values()))
     images += [LabelledImage(name, None, None) for name in bare]
     if difficult:
         remarks.append(f"{difficult} objects are marked as difficult and count as any other")

@@ -206,7 +206,7 @@ def _lines(file: Path, classes: int) -> list[_Line]:
 def _box(line: _Line, names: Sequence[str], *, has_keypoints: bool | None) -> LabelledBox:
     """The box of a line, with the score that a detector's files have behind it."""
     values = line.values[:4] if has_keypoints else line.values
-    if has_keypoints is None and len(values) == 6 and values[5] >= 1 and values[5] == int(values[5]):
+    if has_keypoints is None and len(values) == 6 and values[5] >= 1 and values[5].is_integer():
         raise InputError(
             f"{line.where}: 6 numbers behind the class, of which the last is whole, may be a box, a score and the "
             "number of a track: write the labels without tracks. If it is a polygon, put task: segment into data.yaml"
