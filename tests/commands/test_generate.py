@@ -44,6 +44,7 @@ QUICK = (
     "trainer.steps=2",
     "trainer.validations=1",
     "trainer.batch_size=2",
+    "quality=false",
 )
 TINY_DDPM = ("generator.train_steps=2", "generator.steps=1", "generator.crop=32", "generator.channels=[8,16]")
 Composed = Callable[..., DictConfig]
@@ -403,12 +404,12 @@ def test_a_sheet_keeps_variations_beside_their_sources(composed: Composed, serve
 
 def test_quality_false_makes_no_card_and_defines_no_run(composed: Composed, tmp_path: Path) -> None:
     typed = ("generator=repeat", "variations=1")
-    without = composed(*typed, "quality=false")
+    without, with_card = composed(*typed, "quality=false"), (*typed, "quality=true")
     generate(without)
     (store,) = (tmp_path / "synthetic").glob("repeat-*")
     assert not list(store.glob("quality_card*"))
-    assert defining_values(without) == defining_values(composed(*typed))
-    generate(composed(*typed))
+    assert defining_values(without) == defining_values(composed(*with_card))
+    generate(composed(*with_card))
     assert (store / "quality_card.json").exists()
     assert (store / "quality_card.png").exists()
 
