@@ -109,6 +109,16 @@ def test_versions_of_labels_are_no_draws_and_no_more_images() -> None:
     assert repeated_draws(study.rows, study.contrasts, figures) == []
 
 
+def test_images_with_labels_of_another_version_are_no_draw_whatever_the_names() -> None:
+    """A correction of images that the smaller split has not leaves its labels as they were, and so joins the names."""
+    versions = [({"data.train": f"80{version}"} | more, 80.0, 0.6, 6) for version in "ab" for more in ({}, PASTED)]
+    runs, figures = simulate_settings(versions, seed_noise=0.004, own_image_noise=0.0)
+    for images, draws in ((["the same"] * 2, 0), (["some", "others"], 1), (["", ""], 1)):
+        known = [replace(run, images=images[run.condition["data.train"] == "80b"]) for run in runs]
+        study = study_of(known, condition_table(known), figures)
+        assert len(repeated_draws(study.rows, study.contrasts, figures)) == draws
+
+
 def test_names_of_the_same_data_are_one_version_of_labels() -> None:
     conditions = [({}, 40.0, 0.5, 3), ({"trainer.steps": "804"}, 40.0, 0.5, 3), ({}, 80.0, 0.6, 3)]
     runs, _ = simulate_settings(conditions)

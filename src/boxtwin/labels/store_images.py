@@ -127,9 +127,9 @@ def export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
     store.
     """
     used: set[str] = set()
-    of_others = Counter(PurePosixPath(name).stem.casefold() for name in names if "/" not in name and "\\" not in name)
     exported = []
     parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
+    without_folder = {PurePosixPath(each[0]).stem.casefold() for each in parts if len(each) == 1}
     shared = 0  # folders that all names have in common
     while parts and all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
         shared += 1
@@ -137,8 +137,8 @@ def export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
         path = PurePosixPath("__".join(each[shared:]).lstrip("/"))
         ending = path.suffix if is_as_it_is else ".png"
         stem, number = path.stem, 1
-        own = len(each) == 1
-        while stem.casefold() in used or (not own and of_others[stem.casefold()]):  # as systems without case see it
+        others = without_folder if len(each) > 1 else ()
+        while stem.casefold() in used or stem.casefold() in others:  # as file systems without case see it
             number += 1
             stem = f"{path.stem}_{number}"
         used.add(stem.casefold())

@@ -53,7 +53,6 @@ def _draw(row: Row) -> str | None:
 
 def _on_other_draws(row: Row, rows: Sequence[Row]) -> dict[str | None, Row]:
     """The same condition on other images, as many, by their hash; the same images with other labels are none."""
-
     versions = LabelVersions(rows)
 
     def shared(row: Row) -> dict[str, str]:
@@ -63,6 +62,7 @@ def _on_other_draws(row: Row, rows: Sequence[Row]) -> dict[str | None, Row]:
         _draw(other): other
         for other in rows
         if _draw(other) != _draw(row)
+        and (other.first.images != row.first.images or not row.first.images)
         and versions.of(other) == versions.of(row)
         and other.real_images == row.real_images
         and shared(other) == shared(row)

@@ -60,6 +60,7 @@ class StudyRun:
     validation: tuple[tuple[int, float], ...] = ()  # step, AP on the real validation images
     condition: Values = field(default_factory=dict)  # every setting that defines it but the seed; empty: not recorded
     data: str = ""  # hash of the whole data set with its labels; empty: not recorded
+    images: str = ""  # hash of the images of its split, without their labels; empty: not recorded
     test: str = ""  # hash of the names of its test images; empty: not recorded
     classes: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # test metrics by name of the class
     provenance: Values = field(default_factory=dict)  # commit, versions, device, precision; empty: not recorded
@@ -92,8 +93,7 @@ class StudyRun:
 
     def _typed_name(self, key: str) -> str:
         """The last part of the path that was typed for a setting; empty for none."""
-        typed = (word.partition("=")[2] for word in shlex.split(self.overrides) if word.startswith(f"{key}="))
-        return PurePath(next(typed, "").strip("'\"")).name
+        return PurePath(self.typed(key) or "").name
 
     @property
     def machine(self) -> str:
@@ -185,6 +185,7 @@ def run_from(result: RunResult, *, run_id: str, status: str, output_dir: str) ->
         validation=tuple((int(step), float(value)) for step, value in result.validation),
         condition={current_name(key): value for key, value in flatten(result.condition).items()},
         data=result.data.get("dataset_sha256") or "",
+        images=result.data.get("split_sha256") or "",
         test=hashlib.sha256("\0".join(names).encode()).hexdigest() if names else "",
         provenance=flatten(result.provenance),
         classes={e["name"]: {**e["metrics"], "count_threshold": e["count_threshold"]} for e in result.classes},
