@@ -237,6 +237,26 @@ def test_the_four_images_of_a_mosaic_meet_with_their_corners() -> None:
     assert len(centres) == 10
 
 
+@pytest.mark.parametrize("relative_size", [0.5, 1.0, 2.5])
+def test_an_image_beside_the_data_set_has_the_scale_of_the_data_set(relative_size: float) -> None:
+    """Images of the data set have 120 pixels, which become 96; these have so many times as many."""
+    side = round(120 * relative_size)
+    image = replace(picture(side, side, (10, 20, 40, 40)), relative_size=relative_size)
+    turned = {"flip_horizontal": True, "flip_vertical": True, "quarter_turns": True, "object_crop_fraction": 1.0}
+    whole = 0
+    for seed in range(40):
+        for result in (
+            augmented(image, seed, crop=96, **turned),
+            mosaic([image, *(picture(120, 120, None) for _ in range(3))], seed, **turned),
+        ):
+            if len(result.boxes) and min(result.boxes[0, :2]) > 0 and max(result.boxes[0, 2:]) < 96:
+                sides = sorted((result.boxes[0, 2:] - result.boxes[0, :2]).tolist())
+                is_whole = sides == pytest.approx([16, 24], abs=0.01)
+                assert is_whole or min(sides) < 16 or max(sides) < 24  # cut off at the centre of a mosaic
+                whole += is_whole
+    assert whole > 5
+
+
 @pytest.mark.parametrize("look", LOOKS, ids=["grey8", "colour8", "grey16", "colour16"])
 @pytest.mark.parametrize("zoom", [1.0, 1.5])
 def test_crops_show_parts_of_the_image_and_its_boxes(look: dict[str, Any], zoom: float) -> None:

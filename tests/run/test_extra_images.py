@@ -156,6 +156,45 @@ def test_training_images_do_not_come_twice(composed: Compose, folder: Path) -> N
     assert (more.number, more.values["unlabelled_images"][:3]) == (8, "10-")
 
 
+def test_images_of_another_size_are_shown_at_the_scale_of_the_data_set(
+    composed: Compose, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = sorted(folder.iterdir())
+    usual = prepare(composed(f"dataset.unlabelled={folder}"))
+    assert {sample.relative_size for sample in usual.extra.unlabelled} == {1.0}
+    assert "longer side" not in caplog.text
+    # One twice as large, one of a quarter.
+    pixels = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files[:2]]
+    write_png(files[0], np.pad(pixels[0], ((0, 64), (0, 64))))
+    write_png(files[1], pixels[1][:16, :10])
+    run = prepare(composed(f"dataset.unlabelled={folder}"))
+    assert [sample.relative_size for sample in run.extra.unlabelled] == [2.0, 0.25, *[1.0] * 6]
+    assert "2 of 8 images have a longer side of 16 to 128 pixels, and those of the data set 64" in caplog.text
+    assert prepare(composed(f"dataset.empty={folder}")).extra.empty[0].relative_size == 2.0
+    # Training shows the pixels of each at the scale of the data set, here as they are.
+    plan = make_plan(run.split, (), run.extra.unlabelled)
+    still = ("dataset.augmentation.zoom=1", "dataset.augmentation.mosaic=0", "dataset.augmentation.gain=0")
+    unmoved = ("flip_horizontal=false", "flip_vertical=false", "quarter_turns=false", "speckle=0", "translate=0")
+    shown = prepare(composed(f"dataset.unlabelled={folder}", *still, *(f"dataset.augmentation.{e}" for e in unmoved)))
+    loader: Any = make_data(shown, plan).train_dataloader()
+    drawn = {sample.name: image.pixels for image, _, sample in (loader.images[place] for place in range(14))}
+    small = drawn[files[1].name]
+    np.testing.assert_array_equal(small[24:40, 27:37], read_image(files[1]))
+    large, window = read_image(files[0]), drawn[files[0].name]
+    places = [(y, x) for y in range(65) for x in range(65) if (large[y : y + 64, x : x + 64] == window).all()]
+    assert places
+    # So do the detectors that label them: the corner of the large one is the image that it was.
+    config = replace(run.config, labels=replace(run.config.labels, detectors=1))
+    (member,) = make_members(labelling_runs(config, run.dataset, run.split))
+    corner = []
+    for one in (np.pad(pixels[0], ((0, 64), (0, 64))), pixels[0]):
+        found = member.detect(one)
+        inner = (found.boxes[:, :2] + found.boxes[:, 2:]).max(axis=1) / 2 < 40
+        corner.append(np.c_[found.boxes, found.scores][inner][:10])
+    assert len(corner[1]) == 10
+    np.testing.assert_allclose(corner[0], corner[1], atol=0.01)
+
+
 @pytest.mark.parametrize("setting", ["unlabelled", "empty"])
 def test_images_of_validation_and_test_are_refused(composed: Compose, folder: Path, setting: str) -> None:
     split, refused = prepare(composed()).split, f"dataset.{setting}={folder}"

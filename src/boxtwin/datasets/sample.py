@@ -49,6 +49,7 @@ class Sample:
     colour: bool = False  # of the pixels that a real image is read as
     signature: Signature | None = None  # to find copies; None: not known, or all pixels of one value
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
+    relative_size: float = 1.0  # of an image beside the data set, which may have another size; see `relative_size`
 
     def __post_init__(self) -> None:
         n = len(self.boxes)

@@ -20,6 +20,24 @@ ROOM = 0.5
 LEAST_LEVEL, LEAST_SHARPNESS = 0.02, 0.1  # room where all images are alike: of full scale, and in natural logarithms
 
 Range = tuple[float, float]
+Sides = tuple[int, int, int]
+
+
+def longer_sides(typical: Sequence[Sample], every: Sequence[Sample]) -> Sides:
+    """The longer sides, in pixels, of the smallest of ``every`` image, the median ``typical`` one, and the largest."""
+    sides = [max(sample.width, sample.height) for sample in every]
+    median = float(np.median([max(sample.width, sample.height) for sample in typical]))
+    return min(sides), round(median), max(sides)
+
+
+def relative_size(width: int, height: int, sides: Sides) -> float:
+    """How long an image is beside a typical one of a data set with these `longer_sides`; 1 if it is as large as these.
+
+    A network shows it at the scale of the typical one, so that objects are as large as in training. It is fitted into
+    the input only if it is as large as the images of the data set, since these are.
+    """
+    longer = max(width, height)
+    return 1.0 if sides[0] <= longer <= sides[2] else longer / sides[1]
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,7 @@ class TrainingImages:
     of those that hold an object of each class, up to the last class that occurs; older files have none.
     """
 
-    sides: tuple[int, int, int]
+    sides: Sides
     level: Range
     sharpness: Range
     holding: tuple[int, ...] = ()
@@ -43,15 +61,13 @@ class TrainingImages:
     ) -> TrainingImages:
         """Of the images that a detector learns from; ``same_sized`` are all that it is tested on as they are."""
         measured = np.array([measure(levels.scaled(read(sample))) for sample in images])
-        sides = [max(sample.width, sample.height) for sample in same_sized]
-        typical = round(float(np.median([max(sample.width, sample.height) for sample in images])))
         ranges = []
         for values, least in zip(measured.T, (LEAST_LEVEL, LEAST_SHARPNESS), strict=True):
             room = max(ROOM * float(np.ptp(values)), least)
             ranges.append((float(values.min()) - room, float(values.max()) + room))
         labels = [label for sample in images for label in set(sample.object_labels.tolist())]
         holding = (len(images), *np.bincount(labels).tolist()) if labels else (len(images),)
-        return cls((min(sides), typical, max(sides)), ranges[0], ranges[1], holding)
+        return cls(longer_sides(images, same_sized), ranges[0], ranges[1], holding)
 
     def plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""

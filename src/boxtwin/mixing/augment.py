@@ -28,6 +28,8 @@ def augment(
 ) -> Labelled:
     """Make a ``crop`` x ``crop`` training image of one whose longer side is scaled to ``size`` pixels, before zoom.
 
+    Of an image with a ``relative_size`` it is scaled to so many times ``size``.
+
     ``partner`` gives one further image each time it is called; a mosaic needs three.
     """
     if random.random() < options.mosaic:
@@ -63,7 +65,7 @@ def _part(
     """
     sides = image.pixels.shape[1::-1]
     zoom = float(np.exp(random.uniform(-np.log(options.zoom), np.log(options.zoom))))
-    scale = size / max(sides) * (1.0 if random.random() < options.unscaled_fraction else zoom)
+    scale = size / max(sides) * image.relative_size * (1.0 if random.random() < options.unscaled_fraction else zoom)
     shows_object, chosen = random.random() < options.object_crop_fraction, random.random()
     target: Float[np.ndarray, " 4"] | None = None
     if shows_object and len(image.boxes):
@@ -134,7 +136,8 @@ def _flip(image: Labelled) -> Labelled:
         x1, y1, x2, y2 = boxes.T
         return np.stack([width - x2, y1, width - x1, y2], axis=1)
 
-    return Labelled(image.pixels[:, ::-1], mirrored(image.boxes), image.labels, mirrored(image.crowds))
+    boxes, crowds = mirrored(image.boxes), mirrored(image.crowds)
+    return replace(image, pixels=image.pixels[:, ::-1], boxes=boxes, crowds=crowds)
 
 
 def _quarter_turn(image: Labelled) -> Labelled:
@@ -145,4 +148,4 @@ def _quarter_turn(image: Labelled) -> Labelled:
         x1, y1, x2, y2 = boxes.T
         return np.stack([y1, width - x2, y2, width - x1], axis=1)
 
-    return Labelled(np.rot90(image.pixels), turned(image.boxes), image.labels, turned(image.crowds))
+    return replace(image, pixels=np.rot90(image.pixels), boxes=turned(image.boxes), crowds=turned(image.crowds))

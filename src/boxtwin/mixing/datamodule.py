@@ -53,7 +53,7 @@ def check_variations(variations: Sequence[Sample], images: DecodedImages, bits: 
 def _labelled(sample: Sample, images: DecodedImages, levels: Levels) -> Labelled:
     """The image, from black to full scale over the whole range of its type, its single objects and its crowds."""
     pixels, crowds = levels.scaled(images.read(sample)), sample.boxes[sample.crowd]
-    return Labelled(pixels, sample.object_boxes, sample.object_labels, crowds)
+    return Labelled(pixels, sample.object_boxes, sample.object_labels, crowds, sample.relative_size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ class Labelled:
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
     crowds: Float[np.ndarray, "m 4"] = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
+    relative_size: float = 1.0  # as of `Sample`
 
 
 class Letterbox(NamedTuple):

@@ -37,7 +37,7 @@ from boxtwin.mixing.datamodule import StudyDataModule, check_variations
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, make_reading, with_steps
-from boxtwin.run.extra_images import DETECTORS, ExtraImages, label_method, read_extra_images
+from boxtwin.run.extra_images import DETECTORS, ExtraImages, label_method, read_extra_images, scales
 from boxtwin.run.generators import fit_key, make_generator, make_redrawing
 from boxtwin.run.split import load_split
 from boxtwin.synthesis.generator import Generator
@@ -149,7 +149,7 @@ def unlabelled_key(config: BoxtwinConfig, dataset: Dataset, split: Split, more: 
     """A hash of unlabelled images and of all that their labels follow from."""
     detectors = [run.detector_identities[0] for run in runs_for_unlabelled(config, dataset, split)]
     files = [(sample.name, sample.sha256) for sample in more.unlabelled]
-    return identity.long_hash([files, detectors, label_method(dataset).identity()])[:12]
+    return identity.long_hash([files, detectors, label_method(dataset).identity(), *scales(more.unlabelled)])[:12]
 
 
 def detector_file(prepared: Prepared) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from boxtwin.config.identity import long_hash
@@ -18,6 +18,7 @@ from boxtwin.datasets.levels import check_depth
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split, scenes_of
+from boxtwin.datasets.training_images import longer_sides, relative_size
 from boxtwin.errors import InputError
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
@@ -70,14 +71,47 @@ def read_extra_images(config: BoxtwinConfig, dataset: Dataset, split: Split) -> 
         samples = read_folder(Path(folder), setting=setting, group_by=group_by, reading=make_reading(config))
         check_depth([*split.train, *samples])
         _check_held_out(samples, split, group_by, f"{setting}={folder}")
+        samples = _at_scale_of(dataset, samples, setting)
         labels = {"detectors": DETECTORS, **label_method(dataset).identity()} if name == "unlabelled" else None
-        digest = long_hash([[(sample.name, sample.sha256) for sample in samples], labels])
+        digest = long_hash([[(sample.name, sample.sha256) for sample in samples], labels, *scales(samples)])
         values[f"{name}_images"] = f"{len(samples)}-{digest[:12]}"
         pixels = {sample.signature.sha256 for sample in split.train if sample.signature}
         images[name] = tuple(each for each in samples if each.signature is None or each.signature.sha256 not in pixels)
         if known := len(samples) - len(images[name]):
             log.info("%s: %d of %d images are training images, and are left out", setting, known, len(samples))
     return ExtraImages(**images, values=values)
+
+
+def scales(samples: Sequence[Sample]) -> list[list[float]]:
+    """For a key: the relative sizes of the images, nothing if all are as large as those of their data set.
+
+    Earlier versions fitted each image into the network's input, whatever its size.
+    """
+    sizes = [sample.relative_size for sample in samples]
+    return [sizes] if any(size != 1.0 for size in sizes) else []
+
+
+def _at_scale_of(dataset: Dataset, samples: Sequence[Sample], setting: str) -> tuple[Sample, ...]:
+    """The images with their size beside those of the data set; a warning says if some are larger or smaller."""
+    sides = longer_sides(dataset.samples, dataset.samples)
+    sized = tuple(replace(one, relative_size=relative_size(one.width, one.height, sides)) for one in samples)
+    if others := [one for one in sized if one.relative_size != 1.0]:
+        longest = [max(one.width, one.height) for one in others]
+        found, usual = _range(min(longest), max(longest)), _range(sides[0], sides[2])
+        log.warning(
+            f"{setting}: {len(others)} of {len(sized)} images have a longer side of {found} pixels, and those of the "
+            f"data set {usual}: objects are shown as large as in an image of {sides[1]} pixels"
+        )
+        if setting == "dataset.unlabelled" and max(longest) > sides[2]:
+            log.warning(
+                f"{setting}: detectors that disagree anywhere in an image leave it out; cut large images into ones "
+                f"of {sides[1]} pixels, so that more of them is used"
+            )
+    return sized
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _check_held_out(samples: Sequence[Sample], split: Split, group_by: str | None, source: str) -> None:

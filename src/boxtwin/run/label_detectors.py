@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from boxtwin.config.identity import NO_PRETRAINING, long_hash, run_name
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import DECISIONS, Detections, Sample
+from boxtwin.datasets.training_images import longer_sides, relative_size
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.coco_metrics import coco_by_class
@@ -168,9 +168,19 @@ def _train(prepared: Prepared, path: Path, title: str) -> None:
 
 
 def on_device(prepared: Prepared, trained: TrainedDetector) -> Callable[[Pixels], Detections]:
-    """The detections of a detector in one image, on the device of a run."""
+    """The detections of a detector in one image, on the device of a run.
+
+    An image of another size than those of the data set is shown at their scale; see `relative_size`.
+    """
     trained.module.to("cuda" if on_gpu(prepared.accelerator) else "cpu")
-    return partial(detect_objects, spec=trained.spec, compute=trained.compute)
+    spec, sides = trained.spec, longer_sides(prepared.dataset.samples, prepared.dataset.samples)
+
+    def detect(pixels: Pixels) -> Detections:
+        height, width = pixels.shape[:2]
+        is_as_large = relative_size(width, height, sides) == 1.0
+        return detect_objects(pixels, spec, trained.compute, None if is_as_large else spec.image_size / sides[1])
+
+    return detect
 
 
 def detect_all(prepared: Prepared, trained: TrainedDetector, samples: Sequence[Sample]) -> dict[int, Detections]:
