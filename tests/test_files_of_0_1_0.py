@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.options import Orientation
+from boxtwin.datasets.sample import NO_CROWDS
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.detector.predict import OnnxDetector, detect_objects
 from boxtwin.run.build import Prepared, make_labels, prepare
@@ -93,6 +94,6 @@ def test_its_annotations_serve_as_a_label_file(project: Path) -> None:
     for line in map(json.loads, (store / "manifest.jsonl").read_text().splitlines()):
         pixels = cv2.imread(str(store / line["image"]), cv2.IMREAD_GRAYSCALE)
         assert pixels is not None
-        judged = method(pixels, pixels, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), line["image"])
+        judged = method(pixels, pixels, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), line["image"], NO_CROWDS)
         assert judged.refused is None
         np.testing.assert_allclose([box.box for box in judged.boxes], np.array(line["claimed"]["boxes"]), atol=0.01)

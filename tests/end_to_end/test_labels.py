@@ -114,7 +114,7 @@ def test_a_labelling_detector_is_the_run_without_variations_and_trained_once(
     assert len(carry.detectors.members) == 1
     detector = read_detector(path)
     assert detector.origin["identity"] == alone.identity
-    assert carry.detectors.members[0].threshold == detector.count_threshold
+    assert carry.detectors.members[0].thresholds == (detector.count_threshold,)
     assert not list(path.parent.glob("*.checkpoints"))
     before = path.stat().st_mtime_ns
     label_detectors.make_judge(with_some)

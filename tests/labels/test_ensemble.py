@@ -6,7 +6,7 @@ import pytest
 
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.datasets.sample import NO_CROWDS, Crowds, Detections, Sample
 from boxtwin.labels.ensemble import Ensemble, Member, agreements, new_object_threshold
 from boxtwin.labels.pseudo import judge_by_agreement
 
@@ -26,7 +26,7 @@ A, A_NEAR, B = [10.0, 10, 30, 20], [11.0, 10, 31, 20], [50.0, 40, 60, 50]
 
 
 def members(*findings: Detections) -> list[Member]:
-    return [Member(partial(_found_before, one), 0.5, 0.8) for one in findings]
+    return [Member(partial(_found_before, one), (0.5,) * 3, 0.8) for one in findings]
 
 
 def _found_before(one: Detections, pixels: Pixels) -> Detections:
@@ -78,7 +78,7 @@ def test_scores_and_votes_on_a_box() -> None:
 
 def test_pseudo_labels_by_majority() -> None:
     looks = Ensemble(members(found((A, 0.9, 0)), found((A_NEAR, 0.6, 0)), found()))
-    judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS)
+    judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", NO_CROWDS)
     assert judged.refused is None
     (box,) = judged.boxes
     assert (box.decision, box.label, box.evidence["votes"], box.evidence["score"]) == ("added", 0, 2, 0.5)
@@ -86,12 +86,40 @@ def test_pseudo_labels_by_majority() -> None:
 
 def test_images_without_agreement_are_refused() -> None:
     looks = Ensemble(members(found((A, 0.9, 0), (B, 0.9, 0)), found((A, 0.9, 0)), found()), agree=2)
-    judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS)
+    judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", NO_CROWDS)
     assert judged.refused == "the detectors disagree: on 1 object(s), 1 agreed on"
 
 
+def test_each_class_has_its_threshold() -> None:
+    findings = found((A, 0.9, 0), (B, 0.2, 1)), found((A, 0.8, 0), (B, 0.3, 1))
+    for thresholds, labels in (((0.5, 0.5), [0]), ((0.5, 0.15), [0, 1]), ((0.95, 0.15), [1])):
+        looks = Ensemble([Member(partial(_found_before, one), thresholds, 0.9) for one in findings], agree=2)
+        judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", NO_CROWDS)
+        assert (sorted(box.label for box in judged.boxes), judged.refused) == (labels, None)
+        seen = looks.detect(PIXELS)
+        expected = [label in labels for label in (0, 1)]
+        places = ((10.0, 10.0, 30.0, 20.0), (50.0, 40.0, 60.0, 50.0))
+        assert [looks.detects(seen, box, label) for label, box in enumerate(places)] == expected
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_nothing_in_a_crowd_is_an_object_or_a_doubt(label: int) -> None:
+    """As COCO ignores detections of a crowd's class, of which half or more lies in the crowd."""
+    looks = Ensemble(members(found((A, 0.9, 0), (B, 0.9, 0)), found((A, 0.9, 0)), found()), agree=2)
+    x1, y1, x2, y2 = B
+    for area in (np.array([[x1, y1, x2, y2]]), np.array([[x1, y1, (x1 + x2) / 2, y2]])):
+        crowds = Crowds(area.astype(np.float32), np.array([label]))
+        judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", crowds)
+        assert (judged.refused is None) == (label == 0)
+        assert len(judged.boxes) == 1
+    less = Crowds(np.array([[x1, y1, x1 + 0.4 * (x2 - x1), y2]], dtype=np.float32), np.array([0]))
+    assert judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", less).refused
+    over_a = Crowds(np.array([A], dtype=np.float32), np.array([0]))
+    assert judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", over_a).boxes == ()
+
+
 def test_nothing_found_by_anybody_is_an_agreement() -> None:
-    judged = judge_by_agreement(Ensemble(members(found(), found())), PIXELS, PIXELS, NO_BOXES, NO_LABELS)
+    judged = judge_by_agreement(Ensemble(members(found(), found())), PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", NO_CROWDS)
     assert (judged.boxes, judged.refused) == ((), None)
 
 

@@ -242,7 +242,8 @@ def test_an_image_beside_the_data_set_has_the_scale_of_the_data_set(relative_siz
     """Images of the data set have 120 pixels, which become 96; these have so many times as many."""
     side = round(120 * relative_size)
     image = replace(picture(side, side, (10, 20, 40, 40)), relative_size=relative_size)
-    turned = {"flip_horizontal": True, "flip_vertical": True, "quarter_turns": True, "object_crop_fraction": 1.0}
+    turned: dict[str, Any] = {"flip_horizontal": True, "flip_vertical": True, "quarter_turns": True}
+    turned["object_crop_fraction"] = 1.0
     whole = 0
     for seed in range(40):
         for result in (

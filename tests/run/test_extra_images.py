@@ -80,7 +80,7 @@ def test_detectors_label_what_they_agree_on(composed: Compose, data: Path) -> No
     boxes = 0
     for sample in run.extra.unlabelled:
         found = [member.detect(sample.read()) for member in members]
-        sure = [int((one.scores >= member.threshold).sum()) for one, member in zip(found, members, strict=True)]
+        sure = [int((one.scores >= member.thresholds[0]).sum()) for one, member in zip(found, members, strict=True)]
         labelled = [each for each in used if each.name == sample.name]
         if max(sure) == 0:  # nobody finds anything: an image without objects
             assert len(labelled[0].boxes) == 0
@@ -164,7 +164,7 @@ def test_images_of_another_size_are_shown_at_the_scale_of_the_data_set(
     assert {sample.relative_size for sample in usual.extra.unlabelled} == {1.0}
     assert "longer side" not in caplog.text
     # One twice as large, one of a quarter.
-    pixels = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files[:2]]
+    pixels = [read_image(file) for file in files[:2]]
     write_png(files[0], np.pad(pixels[0], ((0, 64), (0, 64))))
     write_png(files[1], pixels[1][:16, :10])
     run = prepare(composed(f"dataset.unlabelled={folder}"))

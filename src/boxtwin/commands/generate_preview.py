@@ -47,7 +47,7 @@ def preview_store(prepared: Prepared) -> Library:
     return library
 
 
-def _unchecked(_: Pixels, __: Pixels, boxes: Boxes, labels: Int[np.ndarray, " n"], ___: str) -> Judgement:
+def _unchecked(_: Pixels, __: Pixels, boxes: Boxes, labels: Int[np.ndarray, " n"], *___: Any) -> Judgement:
     pairs = zip(boxes.tolist(), labels.tolist(), strict=True)
     return Judgement(tuple(PropagatedBox(tuple(box), label, "kept", {}) for box, label in pairs))
 
@@ -126,6 +126,7 @@ def _sample(source: Sample, generator: str, cell: dict[str, Any]) -> Sample | No
         labels=np.array(cell["labels"], dtype=np.int64),
         areas=area_xyxy(boxes).astype(np.float64),
         crowd=np.zeros(len(boxes), dtype=bool),
+        annotations=(),
         lineage=Lineage(source.name, generator, 1, cell["seed"]),
         sha256=cell["sha256"],
         signature=None,

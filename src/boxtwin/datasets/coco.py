@@ -216,6 +216,7 @@ def _arrays(ones: Sequence[CocoObject], class_of: Mapping[int, int]) -> dict[str
         "labels": np.array([class_of[one.category_id] for one in ones], dtype=np.int64),
         "areas": np.array([one.area for one in ones], dtype=np.float64),
         "crowd": np.array([one.crowd for one in ones], dtype=bool),
+        "annotations": tuple(one.ids for one in ones),
     }
 
 

@@ -39,12 +39,13 @@ Sizes = Float[np.ndarray, "n 2"]  # width and height of the image of each box
 
 @dataclass(frozen=True)
 class CocoObject:
-    """One annotation after the checks; ``box`` is xyxy in pixels."""
+    """One object after the checks: ``box`` is xyxy in pixels, ``ids`` its annotations (of merged repeats several)."""
 
     category_id: int
     box: Box
     area: float
     crowd: bool
+    ids: tuple[int, ...]
 
 
 def read_objects(
@@ -104,7 +105,7 @@ def read_objects(
             refuse("areas that are not finite and positive", entry, f"area {shown(entry['area'])}")
             continue
         area = min(area, of_box) if fault else area
-        objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"]))
+        objects[entry["image_id"]].append(CocoObject(entry["category_id"], box, area, entry["iscrowd"], (entry["id"],)))
     first, second = np.split(boxes.clip(-HUGE, HUGE), 2, axis=1)
     as_centres = _inside(first - second / 2, first + second / 2, shapes)
     if OVERHANGING in problems.offenders and len(boxes) >= FEW and as_centres.mean() > 0.99:
@@ -153,7 +154,7 @@ def without_repeats(
             cure = "Delete one of each, or set dataset.on_duplicate_box=merge or =warn."
             problems.add("boxes that stand there twice", f"{name}: {box} (left, top, right, bottom)", cure)
         if policy is OnDuplicateBox.merge and repeated:
-            objects[entry["id"]] = [one for index, one in enumerate(ones) if index not in repeated]
+            objects[entry["id"]] = _merged(ones, boxes, repeated)
     what = "boxes lie on a box of another class (nearly the same place)"
     problems.remark(in_two_classes, what, "each counts as an object")
     consequence = {
@@ -164,6 +165,17 @@ def without_repeats(
         what = "boxes stand there twice (same class, nearly the same place)"
         problems.remark(repeating, what, consequence[policy])
     return len(repeating) if policy is OnDuplicateBox.merge else 0
+
+
+def _merged(ones: Sequence[CocoObject], boxes: Boxes, repeated: Sequence[int]) -> list[CocoObject]:
+    """The objects that do not repeat another one, each with the annotations of those that repeat it."""
+    kept = {index: one for index, one in enumerate(ones) if index not in repeated}
+    for index in repeated:
+        one = ones[index]
+        alike = [k for k, other in kept.items() if (other.category_id, other.crowd) == (one.category_id, one.crowd)]
+        nearest = alike[int(iou_matrix(boxes[[index]], boxes[alike])[0].argmax())]
+        kept[nearest] = replace(kept[nearest], ids=(*kept[nearest].ids, *one.ids))
+    return list(kept.values())
 
 
 def check_box(bbox: object, width: int, height: int) -> tuple[str, Box | None]:

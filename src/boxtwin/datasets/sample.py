@@ -9,10 +9,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from boxtwin.boxes import Box
+from boxtwin.boxes import Box, shares_inside
 from boxtwin.datasets.image_io import Pixels, read_image
 from boxtwin.datasets.inspection import Signature
 from boxtwin.datasets.reading import Reading
+
+IN_CROWD = 0.5  # share of a detection inside a crowd from which on it is one of its objects
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,21 @@ class Lineage:
     def __post_init__(self) -> None:
         if self.variation < 1:
             raise ValueError(f"variations count from 1, got {self.variation} for {self.source}")
+
+
+class Crowds(NamedTuple):
+    """Areas that hold objects without boxes of their own: nothing in them is to be labelled or counted."""
+
+    boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels
+    labels: Int[np.ndarray, " n"]
+
+    def hold(self, box: Box, label: int) -> bool:
+        """Whether AP at IoU 0.5 ignores a detection: at least half of its box lies in a crowd of its class."""
+        crowds = self.boxes[self.labels == label].astype(np.float64)
+        return bool((shares_inside(np.array(box, dtype=np.float64), crowds) >= IN_CROWD).any())
+
+
+NO_CROWDS = Crowds(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +66,7 @@ class Sample:
     colour: bool = False  # of the pixels that a real image is read as
     signature: Signature | None = None  # to find copies; None: not known, or all pixels of one value
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
+    annotations: tuple[tuple[int, ...], ...] = ()  # ids in the COCO file that each object was read from, if from one
     relative_size: float = 1.0  # of an image beside the data set, which may have another size; see `relative_size`
 
     def __post_init__(self) -> None:
@@ -56,10 +74,17 @@ class Sample:
         for name, array in {"labels": self.labels, "areas": self.areas, "crowd": self.crowd}.items():
             if array.shape != (n,):
                 raise ValueError(f"{self.name}: {n} boxes need {name} of shape ({n},), got {array.shape}")
+        if self.annotations and len(self.annotations) != n:
+            raise ValueError(f"{self.name}: {n} boxes are of {len(self.annotations)} annotations")
 
     def read(self) -> Pixels:
         """The pixels that the boxes refer to; raises OSError as `read_image` does."""
         return read_image(self.path, self.reading)
+
+    @property
+    def crowds(self) -> Crowds:
+        """The crowds among its objects."""
+        return Crowds(self.boxes[self.crowd], self.labels[self.crowd])
 
     @property
     def object_boxes(self) -> Float[np.ndarray, "m 4"]:

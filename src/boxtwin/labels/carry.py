@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, iou_matrix
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Decision, Detections, Judgement, PropagatedBox
+from boxtwin.datasets.sample import NO_CROWDS, Crowds, Decision, Detections, Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import (
     Match,
@@ -26,7 +26,7 @@ from boxtwin.labels.box_evidence import (
     strongest_contrast,
 )
 from boxtwin.labels.ensemble import SAME_OBJECT, AgreedObject, Ensemble, Member, is_beside
-from boxtwin.labels.method import Variations
+from boxtwin.labels.method import Variations, by_detectors
 from boxtwin.labels.options import LabelOptions, NewObjects
 
 # These numbers were set on pairs of simulated scenes of which it is known what became of every ship, other ones than
@@ -105,8 +105,12 @@ class Carry:
         boxes: Float[np.ndarray, "n 4"],
         labels: Int[np.ndarray, " n"],
         image: str = "",  # noqa: ARG002
+        crowds: Crowds = NO_CROWDS,
     ) -> Judgement:
-        """Judge ``boxes`` (xyxy, pixels); see the class for how. ValueError if the images differ in size."""
+        """Judge ``boxes`` (xyxy, pixels); see the class for how. No object is new in a crowd.
+
+        ValueError if the images differ in size.
+        """
         if source.shape != pixels.shape:
             raise ValueError(f"a variation must be as large as its source: {source.shape} expected, {pixels.shape} got")
         pair = _Pair(channels(source, pixels), *self._detections(source, pixels))
@@ -117,11 +121,14 @@ class Carry:
             seen = [round(strongest_contrast(pair.channels, box, beside), 4) for box, _, beside in labelled]
             kept = zip(claimed, labels.tolist(), seen, strict=True)
             return Judgement(tuple(PropagatedBox(box, label, "kept", {"contrast": one}) for box, label, one in kept))
-        propagated = self._decide([self._measure(pair, box, label, beside) for box, label, beside in labelled], pair)
+        measured = [self._measure(pair, box, label, beside) for box, label, beside in labelled]
+        propagated = self._decide(measured, pair, crowds)
         if self.detectors is None or self.new_objects is NewObjects.ignore:
             return Judgement(tuple(propagated))
         known = np.array([*claimed, *(one.box for one in propagated if one.decision == "shifted")]).reshape(-1, 4)
-        places = self.detectors.clearly_new(pair.in_variation)
+        places = [
+            place for place in self.detectors.clearly_new(pair.in_variation) if not crowds.hold(place.box, place.label)
+        ]
         new = [place for place in places if is_beside(place.box, known) and self._is_new(pair, place)]
         if new and self.new_objects is NewObjects.refuse:
             listed = ", ".join(f"[{', '.join(f'{side:.0f}' for side in place.box)}]" for place in new[:5])
@@ -173,10 +180,14 @@ class Carry:
             present = not was_detected and values["response"] >= LIKELY_RESPONSE
         return _Measured(box, label, match, matched, present, values)
 
-    def _decide(self, measured: Sequence[_Measured], pair: _Pair) -> list[PropagatedBox]:
+    def _decide(self, measured: Sequence[_Measured], pair: _Pair, crowds: Crowds) -> list[PropagatedBox]:
         new = []  # objects that the detectors detect in the variation alone
         if self.detectors is not None:
-            places = self.detectors.agreements(pair.in_variation)
+            places = [
+                place
+                for place in self.detectors.agreements(pair.in_variation)
+                if not crowds.hold(place.box, place.label)
+            ]
             new = [place for place in places if place.votes >= self.detectors.agree and self._is_new(pair, place)]
         taken = [one.box for one in measured if one.present]
         decided: dict[int, PropagatedBox] = {}
@@ -240,7 +251,7 @@ class CarryLabels:
         if variations.boxes == "none":
             what = f"generator={variations.generator} moves things about, so boxes cannot be carried over"
             raise InputError(f"{what}: choose labels=pseudo (detectors find them) or labels=manual (a person does)")
-        self._options = options
+        self._options, self._more = options, by_detectors(variations.dataset)
         self.asks_detectors = variations.boxes != "exact"
 
     def identity(self) -> dict[str, Any]:
@@ -250,6 +261,7 @@ class CarryLabels:
         return {
             **{"new_objects": str(self._options.new_objects), "sure": PRESENT_RESPONSE, "gone": ABSENT_RESPONSE},
             **{"match": SHIFT_CORRELATION, "better": SHIFT_GAIN, "search": SEARCH_RADIUS},
+            **(self._more if self._options.detectors else {}),
         }
 
     def judge(self, members: Sequence[Member]) -> Carry:

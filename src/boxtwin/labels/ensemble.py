@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from boxtwin.boxes import Box, area_xyxy, iou_matrix
+from boxtwin.boxes import Box, iou_matrix, shares_inside
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import Detections, Sample
 
@@ -31,7 +31,7 @@ class Member(NamedTuple):
     """A detector and its thresholds, chosen on real validation images."""
 
     detect: Callable[[Pixels], Detections]
-    threshold: float  # of an object: counts come out right
+    thresholds: tuple[float, ...]  # of an object of each class: counts come out right
     new_threshold: float  # of an object that the source lacks: hardly ever passed where there is none
 
 
@@ -105,7 +105,7 @@ class Ensemble:
 
     def agreements(self, detections: Sequence[Detections]) -> list[AgreedObject]:
         """All places where some member detects an object."""
-        return agreements(detections, [member.threshold for member in self.members])
+        return agreements(detections, [member.thresholds for member in self.members])
 
     def clearly_new(self, detections: Sequence[Detections]) -> list[AgreedObject]:
         """Objects that enough members detect above their `Member.new_threshold`."""
@@ -119,7 +119,8 @@ class Ensemble:
     def detects(self, detections: Sequence[Detections], box: Box, label: int) -> bool:
         """Whether enough members detect an object of this class on ``box``."""
         votes = [
-            _score(one, box, label) >= member.threshold for one, member in zip(detections, self.members, strict=True)
+            _score(one, box, label) >= member.thresholds[label]
+            for one, member in zip(detections, self.members, strict=True)
         ]
         return sum(votes) >= self.agree
 
@@ -143,9 +144,7 @@ def is_beside(place: Sequence[float], known: Float[np.ndarray, "n 4"]) -> bool:
     if len(known) == 0:
         return True
     box, boxes = np.array(place), known.astype(np.float64)
-    corners = np.concatenate([np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])], axis=1)
-    inside = area_xyxy(corners) / max(float(area_xyxy(box)), 1e-9)
-    return bool(inside.max() < PART_OF_OBJECT and iou_matrix(box[None], boxes).max() < SAME_OBJECT)
+    return bool(shares_inside(box, boxes).max() < PART_OF_OBJECT and iou_matrix(box[None], boxes).max() < SAME_OBJECT)
 
 
 def _score(detections: Detections, box: Box, label: int) -> float:

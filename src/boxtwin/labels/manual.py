@@ -116,7 +116,7 @@ class ManualLabels:
         """By the file."""
         return self
 
-    def __call__(self, source: Pixels, pixels: Pixels, boxes: Any, labels: Any, image: str = "") -> Judgement:  # noqa: ARG002
+    def __call__(self, source: Any, pixels: Pixels, boxes: Any, labels: Any, image: str = "", *_: Any) -> Judgement:  # noqa: ARG002
         """The confirmed boxes of the store's ``image``."""
         digest = pixels_sha256(pixels)
         named = self._by_name.get(image)

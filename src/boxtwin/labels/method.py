@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Dataset, Judgement
+from boxtwin.datasets.sample import Crowds, Dataset, Judgement
 from boxtwin.labels.ensemble import Member
 from boxtwin.labels.options import LabelOptions
 
 # Decides about the boxes of a variation. Takes the pixels of the source and of the variation, the boxes that the
-# generator claims (xyxy, pixels) with their labels, and the path of the variation in its store.
-Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], str], Judgement]
+# generator claims (xyxy, pixels) with their labels, the path of the variation in its store, and the source's crowds.
+Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], str, Crowds], Judgement]
 
 
 class Variations(NamedTuple):
@@ -44,3 +44,12 @@ class LabelMethod(Protocol):
 
     def judge(self, members: Sequence[Member]) -> Judge:
         """What decides about each variation; ``members`` are the detectors, if it asks them."""
+
+
+def by_detectors(dataset: Dataset) -> dict[str, str]:
+    """What labels that detectors take part in follow from, beside what first versions knew, for `identity`.
+
+    First versions had one threshold for all classes, and took objects in crowds for objects without a box.
+    """
+    more = {"thresholds": "by class"} if len(dataset.classes) > 1 else {}
+    return more | ({"crowds": "left out"} if any(sample.crowd.any() for sample in dataset.samples) else {})

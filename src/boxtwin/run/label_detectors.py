@@ -18,7 +18,7 @@ from boxtwin.datasets.training_images import longer_sides, relative_size
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.coco_metrics import coco_by_class
-from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, best_threshold
+from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, best_threshold, choose_thresholds
 from boxtwin.evaluation.matching import match_detections, outside_crowds
 from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import on_gpu
@@ -145,8 +145,11 @@ def _member(prepared: Prepared, title: str) -> Member:
             "trainer.steps, or let people draw the boxes (labels=manual)",
             *(title, ap50, LEAST_AP50),
         )
-    threshold = new_object_threshold(prepared.split.val, on_validation, trained.count_threshold)
-    return Member(detect, trained.count_threshold, threshold)
+    classes, validation = len(prepared.dataset.classes), prepared.split.val
+    thresholds: tuple[float, ...] = (trained.count_threshold,)
+    if classes > 1:  # a file that was written for labelling alone has one for all classes
+        thresholds = choose_thresholds(validation, outside_crowds(validation, on_validation), classes).by_class
+    return Member(detect, thresholds, new_object_threshold(validation, on_validation, trained.count_threshold))
 
 
 def _train(prepared: Prepared, path: Path, title: str) -> None:

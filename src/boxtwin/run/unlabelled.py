@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import NO_CROWDS, Sample
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.labels.method import Judge
 from boxtwin.run.build import Prepared, runs_for_unlabelled, unlabelled_key
@@ -71,7 +71,7 @@ def _labelled(prepared: Prepared, images: Sequence[Sample], judge: Judge) -> dic
     category_ids, entries, annotations = prepared.dataset.category_ids, [], []
     for sample in tqdm(images, desc="labels of unlabelled images", unit="image"):
         pixels = sample.read()
-        judgement = judge(pixels, pixels, sample.boxes, sample.labels, sample.name)
+        judgement = judge(pixels, pixels, sample.boxes, sample.labels, sample.name, NO_CROWDS)
         entry = {"id": sample.image_id, "file_name": sample.name, "width": sample.width, "height": sample.height}
         entries.append(entry | ({} if judgement.refused is None else {"refused": judgement.refused}))
         for each in judgement.boxes:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels, encode_png, read_image
 from boxtwin.datasets.reading import Reading
-from boxtwin.datasets.sample import Dataset, Judgement, Lineage, Sample
+from boxtwin.datasets.sample import Crowds, Dataset, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, remove_unwritten, write_bytes_atomically
@@ -58,8 +58,8 @@ log = logging.getLogger(__name__)
 
 MODELS = "models"  # below the folder of all stores: what generators have learnt
 
-# Source, variation, the boxes and labels that the generator says are in it, and the image's path in the store.
-Judge = Callable[[Pixels, Pixels, Boxes, Int[np.ndarray, " n"], str], Judgement]
+# Source, variation, the boxes and labels that the generator says are in it, its path in the store, the source's crowds.
+Judge = Callable[[Pixels, Pixels, Boxes, Int[np.ndarray, " n"], str, Crowds], Judgement]
 
 
 @dataclass
@@ -313,7 +313,8 @@ class Library:
             judgement = Judgement((), refused=reason)
         else:
             assert self.judge is not None
-            judgement = self.judge(original, pixels, variation.boxes, variation.labels, image)
+            crowds = variation.request.source.crowds
+            judgement = self.judge(original, pixels, variation.boxes, variation.labels, image, crowds)
         return {"unchanged": np.array_equal(original, pixels), "labels": judgement}
 
     def _reuse(self, requests: Sequence[Request]) -> set[Key]:
@@ -377,6 +378,7 @@ class Library:
             labels=np.concatenate([labels, source.labels[is_crowd]]),
             areas=np.concatenate([area_xyxy(corners).astype(np.float64), source.areas[is_crowd]]),
             crowd=np.repeat([False, True], [len(boxes), is_crowd.sum()]),
+            annotations=(),
             lineage=Lineage(line.source, line.generator, line.variation, line.seed),
             sha256=line.image_sha256,
             signature=None,
