@@ -60,6 +60,17 @@ def test_a_folder_of_runs_is_taken_like_a_study(folder: Path) -> None:
     assert first.read_text() == second.read_text()
 
 
+def test_a_study_of_two_data_sets_is_refused(folder: Path) -> None:
+    both = shutil.copytree(folder / "multirun" / "look", folder / "both")
+    for run_folder in list(both.glob("s1-*")):
+        other = shutil.copytree(run_folder, both / f"other-{run_folder.name}")
+        result = json.loads((other / "result.json").read_text())
+        result["params"]["dataset"] = "other"
+        (other / "result.json").write_text(json.dumps(result | {"identity": f"{result['identity'][:-1]}x"}))
+    printed = run("review.py suspects=both", folder, code=1)
+    assert "has runs on 2 data sets (other, sar_scenes)" in printed
+
+
 def test_what_cannot_be_done_is_one_line(folder: Path) -> None:
     for command, words in {
         "review.py suspects=other": "no runs of a study called other",

@@ -3,14 +3,19 @@
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from coco_reference import coco_ground_truth
 from pycocotools.coco import COCO
 
-from boxtwin.datasets.coco import read_labels
+from boxtwin.boxes import Box
+from boxtwin.datasets.coco import read_coco, read_labels
+from boxtwin.datasets.image_io import write_png
+from boxtwin.datasets.options import OnBadBox, OnDuplicateBox
 from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.studies.suspects import LEAST_SCORE, Found, Suspect, find_suspects
 from boxtwin.studies.suspects_files import write_suspects
@@ -204,6 +209,7 @@ def test_files_leave_labels_alone_and_apply_suggestions_apart(tmp_path: Path) ->
         tmp_path / "out",
         suspects,
         annotations=original,
+        samples={"1.png": replace(labelled, annotations=((1,), (2,), (3,), (4,)))},
         classes=("ship", "buoy"),
         category_ids=(4, 2),
         sides={"1.png": "test"},
@@ -223,3 +229,58 @@ def test_files_leave_labels_alone_and_apply_suggestions_apart(tmp_path: Path) ->
     expected = {(4, BOX), (2, wrong), (2, off), (2, AWAY)}
     assert boxes == {(number, x1, y1, x2 - x1, y2 - y1) for number, (x1, y1, x2, y2) in expected}
     assert len(read_labels(tmp_path / "out" / "suggestions_applied.json").samples) == 2
+
+
+def xywh(box: Box) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def applied(
+    tmp_path: Path, labels: list[tuple[list[float], int]], found: list[tuple[Labelled, float]], **policy: Any
+) -> tuple[list[Suspect], dict[int, tuple[int, list[float]]]]:
+    """The suspects of an image's labels (xywh, category) as they are read, and the file with suggestions applied."""
+    write_png(tmp_path / "1.png", np.zeros((100, 100), dtype=np.uint8))
+    entries = [
+        {"id": 10 + n, "image_id": 1, "category_id": category, "bbox": bbox, "area": 1, "iscrowd": 0}
+        for n, (bbox, category) in enumerate(labels, start=1)
+    ]
+    names = [{"id": 1, "name": "ship "}, {"id": 2, "name": "buoy"}]  # with a blank, which reading strips
+    image = {"id": 1, "file_name": "1.png", "width": 100, "height": 100}
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps({"images": [image], "annotations": entries, "categories": names}))
+    dataset = read_coco(name="d", images=tmp_path, annotations=file, **policy)
+    suspects = find_suspects(dataset.samples, runs(found, found, found))
+    about: Any = {"classes": dataset.classes, "category_ids": dataset.category_ids, "sides": {"1.png": "test"}}
+    (tmp_path / "out").mkdir()
+    write_suspects(tmp_path / "out", suspects, annotations=file, samples={"1.png": dataset.samples[0]}, **about)
+    content = json.loads((tmp_path / "out" / "suggestions_applied.json").read_text())
+    return suspects, {one["id"]: (one["category_id"], one["bbox"]) for one in content["annotations"]}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_of_labels_drawn_several_times_one_stays(tmp_path: Path, number: int) -> None:
+    """Equal ones are told apart, and a name with a blank is the class's."""
+    suspects, left = applied(tmp_path, [(xywh(BOX), 1)] * number, [((BOX, 0), 0.9)])
+    assert [each.kind for each in suspects] == ["doubled"] * (number - 1)
+    assert list(left.values()) == [(1, xywh(BOX))]
+
+
+def test_a_label_that_was_cut_at_the_border_is_the_one_that_reaches_out(tmp_path: Path) -> None:
+    found = [(((0.0, 10.0, 30.0, 40.0), 1), 0.9), ((AWAY, 0), 0.9)]
+    labels = [([-30.0, 10.0, 60.0, 30.0], 1), (xywh(AWAY), 1)]
+    suspects, left = applied(tmp_path, labels, found, on_bad_box=OnBadBox.clip)
+    assert [each.kind for each in suspects] == ["wrong class"]
+    assert left == {11: (2, labels[0][0]), 12: (1, xywh(AWAY))}
+
+
+@pytest.mark.parametrize(("label", "moved"), [(1, 0), (0, 8)])
+def test_merged_repeats_are_changed_together(tmp_path: Path, label: int, moved: float) -> None:
+    place = shifted(BOX, moved)
+    labels = [(xywh(BOX), 1), (xywh(BOX), 1), (xywh(AWAY), 1)]
+    found = [((place, label), 0.95), ((AWAY, 0), 0.9)]
+    suspects, left = applied(tmp_path, labels, found, on_duplicate_box=OnDuplicateBox.merge)
+    assert [each.kind for each in suspects] == ["wrong class" if label else "badly placed"]
+    changed = [left[number] for number in (11, 12) if number in left]
+    assert changed == ([(2, xywh(BOX))] * 2 if label else [(1, xywh(place))])
+    assert left[13] == (1, xywh(AWAY))

@@ -73,6 +73,11 @@ def _list(
     """Write the suspects of runs, which are in the folder or archive ``given`` if no MLflow store knows them."""
     study = runs[0].study
     check_name(study, "study")
+    if len(names := sorted({run.dataset for run in runs})) > 1:
+        raise InputError(
+            f"study {study} has runs on {len(names)} data sets ({', '.join(names)}), whose labels are in different "
+            "files: repeat the command of one of them with study=NAME; finished runs are reused"
+        )
     kept = best_condition(runs, copies)
     dataset, annotations = dataset_of(kept[0], copies)
     # 1. The images that no run was trained on, with their present labels.
@@ -111,6 +116,7 @@ def _list(
         folder,
         suspects,
         annotations=annotations,
+        samples=samples,
         classes=dataset.classes,
         category_ids=dataset.category_ids,
         sides=sides,

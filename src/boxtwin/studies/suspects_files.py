@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from boxtwin.boxes import Box, iou_matrix, xyxy_to_xywh
-from boxtwin.datasets.coco_boxes import box_numbers
+from boxtwin.boxes import Box, xyxy_to_xywh
 from boxtwin.datasets.coco_json import load_json, whole
+from boxtwin.datasets.sample import Sample
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.suspects import APPLIED_FROM, LIST_FILE, MARKED_FILE, SUGGESTED_FILE, TRAINING, Suspect
 
@@ -26,7 +26,6 @@ COLUMNS = (
     *("rank", "score", "kind", "side", "file_name", "image_id", "annotation_id", "class", "x", "y", "width", "height"),
     *("suggested_class", "suggested_x", "suggested_y", "suggested_width", "suggested_height", "votes", "runs"),
 )
-SAME_BOX = 0.9  # overlap of a label and the annotation that it was read from, which may reach outside the image
 
 
 def write_suspects(
@@ -34,21 +33,18 @@ def write_suspects(
     suspects: Sequence[Suspect],
     *,
     annotations: Path,
+    samples: Mapping[str, Sample],
     classes: Sequence[str],
     category_ids: Sequence[int],
     sides: Mapping[str, str],
 ) -> None:
-    """Write `LIST_FILE`, `MARKED_FILE` and `SUGGESTED_FILE`; ``sides`` are by image name.
+    """Write `LIST_FILE`, `MARKED_FILE` and `SUGGESTED_FILE`; ``samples`` and ``sides`` are by image name.
 
     Suggestions for training images are not applied: they are of one detector, and change nothing that is scored.
     """
     content = load_json(annotations)
-    category = {whole(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-    by_image: dict[int | None, list[dict[str, Any]]] = {}
-    for entry in content["annotations"]:
-        by_image.setdefault(whole(entry["image_id"]), []).append(entry)
-    found = [_annotation(each, by_image.get(each.image_id, []), classes, category) for each in suspects]
-    lines = [
+    found = [() if each.index is None else samples[each.name].annotations[each.index] for each in suspects]
+    lines: list[dict[str, Any]] = [
         {
             "rank": rank,
             "score": round(each.score, 4),
@@ -56,15 +52,14 @@ def write_suspects(
             "side": sides[each.name],
             "file_name": each.name,
             "image_id": each.image_id,
-            "annotation_id": None if entry is None else entry["id"],
+            "annotation_id": ids[0] if ids else None,
             "class": None if each.label is None else classes[each.label],
             "suggested_class": None if each.suggested_label is None else classes[each.suggested_label],
             "votes": each.votes,
             "runs": each.runs,
         }
-        | _sides("", each.box)
-        | _sides("suggested_", each.suggested)
-        for rank, (each, entry) in enumerate(zip(suspects, found, strict=True), start=1)
+        | {**_sides("", each.box), **_sides("suggested_", each.suggested)}
+        for rank, (each, ids) in enumerate(zip(suspects, found, strict=True), start=1)
     ]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -77,33 +72,19 @@ def write_suspects(
     write_bytes_atomically(folder / SUGGESTED_FILE, json.dumps(applied, indent=1).encode())
 
 
-def _annotation(
-    suspect: Suspect, entries: Sequence[dict[str, Any]], classes: Sequence[str], category: Mapping[int | None, str]
-) -> dict[str, Any] | None:
-    """The annotation that a suspected label was read from; None for a missing one."""
-    if suspect.box is None or suspect.label is None:
-        return None
-    best, chosen = SAME_BOX, None
-    for entry in entries:
-        numbers = box_numbers(entry.get("bbox"))
-        if numbers is not None and category.get(whole(entry["category_id"])) == classes[suspect.label]:
-            x, y, width, height = numbers
-            corners = np.array([[x, y, x + width, y + height]])
-            overlap = float(iou_matrix(np.array([suspect.box]), corners)[0, 0])
-            best, chosen = (overlap, entry) if overlap >= best else (best, chosen)
-    return chosen
-
-
 def _applied(
     content: Mapping[str, Any],
     suspects: Sequence[Suspect],
-    found: Sequence[dict[str, Any] | None],
+    found: Sequence[tuple[int, ...]],
     category_ids: Sequence[int],
 ) -> dict[str, Any]:
-    """The content of a COCO file with the suggestions of the better suspects carried out."""
+    """The content of a COCO file with the suggestions of the better suspects carried out.
+
+    ``found`` are the annotations of each label: several where the data set was read with ``on_duplicate_box=merge``.
+    """
     entries = {entry["id"]: copy.deepcopy(entry) for entry in content["annotations"]}
     number = max((whole(entry["id"]) or 0 for entry in content["annotations"]), default=0)
-    for suspect, entry in zip(suspects, found, strict=True):
+    for suspect, ids in zip(suspects, found, strict=True):
         if suspect.score < APPLIED_FROM:
             continue
         new: dict[str, Any] = {}
@@ -114,13 +95,16 @@ def _applied(
         if suspect.kind == "missing":
             number += 1
             entries[number] = {"id": number, "image_id": suspect.image_id, "iscrowd": 0, **new}
-        elif entry is not None and suspect.kind == "wrong class":
-            entries[entry["id"]]["category_id"] = new["category_id"]
-        elif entry is not None and suspect.kind == "badly placed":
-            entries[entry["id"]].pop("segmentation", None)  # it is that of the other place
-            entries[entry["id"]].update(new)
-        elif entry is not None:
-            entries.pop(entry["id"], None)
+        elif suspect.kind == "wrong class":
+            for one in ids:
+                entries[one]["category_id"] = new["category_id"]
+        else:
+            moved, removed = ids[: suspect.kind == "badly placed"], ids[suspect.kind == "badly placed" :]
+            for one in moved:
+                entries[one].pop("segmentation", None)  # it is that of the other place
+                entries[one].update(new)
+            for one in removed:
+                entries.pop(one)
     note = f"Suggestions of boxtwin with a score of {APPLIED_FROM} or more are applied; no person has confirmed them."
     info = content.get("info") if isinstance(content.get("info"), dict) else {}
     return {**content, "info": {**(info or {}), "note": note}, "annotations": list(entries.values())}
