@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from trained_detectors import make_trained
 
 from boxtwin.commands.recommended import Recommended
-from boxtwin.commands.review_next import detectors_of, rank, trained_as
+from boxtwin.commands.review_next import detectors_of, rank, trained_as, unlabelled
 from boxtwin.counting.detectors import finals_of
+from boxtwin.datasets.copies import repeated
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.reading import Reading
@@ -87,3 +89,24 @@ def test_final_detectors_bring_their_own_condition_and_data_set(
     condition, settings = trained_as(files, found)
     assert (condition, settings.dataset.root) == ("s1 x10 copy_paste", "LARGER")
     assert f"recommends {row.name} now" in caplog.text
+
+
+def test_each_picture_is_offered_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    pictures = np.random.default_rng(0).integers(0, 200, (4, 64, 64)).astype(np.uint8)
+    for name, pixels in (
+        ("a.png", pictures[0]),
+        ("b.png", pictures[1]),
+        ("c.bmp", pictures[0]),  # the same pixels in another file
+        ("d.png", pictures[2]),
+        ("e.png", pictures[1] + 1),  # nearly the same
+        ("f.png", pictures[3]),  # labelled
+        ("g.png", pictures[1]),
+    ):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    samples = read_folder(tmp_path, setting="next", group_by=None, reading=Reading())
+    labelled = [sample for sample in samples if sample.name == "f.png"]
+    assert [sample.name for sample in unlabelled(samples, labelled, tmp_path)] == ["a.png", "b.png", "d.png"]
+    assert repeated(samples) == {"c.bmp": "a.png", "e.png": "b.png", "g.png": "b.png"}
+    assert "3 images are left out, equal or nearly equal to others of the folder" in caplog.text
+    assert repeated([]) == {}

@@ -363,7 +363,7 @@ def test_a_folder_may_hold_fewer_images_or_none_that_are_new(trained: tuple[Path
     known.mkdir()
     for file in sorted(folder.glob("data/sar_scenes/images/*.png"))[:3]:
         shutil.copy(file, known)
-    assert "all 3 images are labelled in data set sar_scenes" in review(folder, "next=known", code=1)
+    assert "all 3 images are labelled already" in review(folder, "next=known", code=1)
     assert not (folder / "known-next").exists()
     shutil.copy(unlabelled / "sub" / "new 0.png", known)
     assert "next=known has 1 images without labels, fewer than number=20" in review(folder, "next=known")

@@ -126,6 +126,26 @@ def test_a_study_has_one_comparison_however_often_it_is_compared(store: Store, t
     assert store.begin_comparison(study=study) == first
 
 
+def test_what_a_study_has_once_gets_another_name_and_no_old_metrics(store: Store, tmp_path: Path) -> None:
+    study = tmp_path.name
+    first = store.begin_comparison(study=study, kind="final", name="final-x0")
+    assert store.without_other_metrics(first, ["map", "map_small"]) == first
+    store.log_metrics(first, {"map": 0.5, "map_small": 0.3})
+    store.end(first, "FINISHED")
+    again = store.begin_comparison(study=study, kind="final", name="final-x10")
+    assert again == first
+    assert store.client.get_run(again).info.run_name == "final-x10"
+    assert store.without_other_metrics(again, ["map", "map_small", "map_large"]) == again
+    other = store.without_other_metrics(again, ["map"])
+    assert other != first
+    store.log_metrics(other, {"map": 0.6})
+    store.end(other, "FINISHED")
+    run = store.client.get_run(other)
+    assert (run.info.run_name, run.data.metrics) == ("final-x10", {"map": 0.6})
+    assert store.begin_comparison(study=study, kind="final", name="final-x10") == other
+    assert store.has_finished(study, "final") is False  # it has begun again
+
+
 def condition(key: str, **metrics: float) -> Condition:
     return Condition(key, f"s1-{key}", {"split": "s1", "variations": 2}, metrics, {"boxtwin.seeds": "0 1"})
 

@@ -22,11 +22,11 @@ from boxtwin.config.schema import BoxtwinConfig, ReviewConfig
 from boxtwin.counting.detectors import finals_of
 from boxtwin.counting.next_page import ShownImage, write_page
 from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.copies import alike, repeated
 from boxtwin.datasets.image_folder import read_folder
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.problems import some
-from boxtwin.datasets.sample import Dataset, Detections, Sample
-from boxtwin.datasets.splits import alike
+from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.predict import check_depth, detect_objects
 from boxtwin.errors import InputError
@@ -77,7 +77,11 @@ def choose_next(composed: DictConfig) -> Path:
     condition, settings = trained_as(files, found)
     dataset = load_dataset(to_object(settings, BoxtwinConfig))
     reading = detectors[0].spec.how_to_read
-    new = unlabelled(read_folder(source, setting="next", group_by=None, reading=reading), dataset, source)
+    empty = settings.dataset.get("empty")  # a person has looked at these
+    known = list(dataset.samples)
+    if empty is not None and Path(empty).is_dir():
+        known += read_folder(Path(empty), setting="dataset.empty", group_by=None, reading=reading)
+    new = unlabelled(read_folder(source, setting="next", group_by=None, reading=reading), known, source)
     log.info("%d detectors of %s, study %s", len(detectors), condition, found.study)
     chosen = rank(detectors, new, dataset.samples, config.number)
     if len(chosen) < config.number:
@@ -138,16 +142,19 @@ def trained_as(files: Sequence[Path], found: Recommended) -> tuple[str, DictConf
     return condition, read_config(final / CONFIGURATION)
 
 
-def unlabelled(samples: Sequence[Sample], dataset: Dataset, source: Path) -> list[Sample]:
-    """The images that are not labelled yet; those that are, or look as if they were, are named in the log."""
-    near = alike(samples, dataset.samples)
+def unlabelled(samples: Sequence[Sample], known: Sequence[Sample], source: Path) -> list[Sample]:
+    """The images that are not labelled yet, one of each that look the same; the log names those that are left out."""
+    near = alike(samples, known)
     if near:
         listed = some([f"{name} = {other}" for name, other in near.items()], 10)
         log.info("%d images are left out, equal or nearly equal to labelled ones: %s", len(near), listed)
     left = [sample for sample in samples if sample.name not in near]
     if not left:
-        raise InputError(f"next={source}: all {len(samples)} images are labelled in data set {dataset.name}")
-    return left
+        raise InputError(f"next={source}: all {len(samples)} images are labelled already")
+    if copies := repeated(left):
+        listed = some([f"{name} = {other}" for name, other in copies.items()], 10)
+        log.info("%d images are left out, equal or nearly equal to others of the folder: %s", len(copies), listed)
+    return [sample for sample in left if sample.name not in copies]
 
 
 def rank(

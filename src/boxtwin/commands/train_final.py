@@ -27,9 +27,10 @@ from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, flat_params, long_hash, run_name, setting_hash
 from boxtwin.config.launch import task_overrides, typed_words
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.copies import alike
 from boxtwin.datasets.options import SplitOptions
 from boxtwin.datasets.sample import Dataset, Detections
-from boxtwin.datasets.splits import Split, alike, describe, folds, scenes_of
+from boxtwin.datasets.splits import Split, describe, folds, scenes_of
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, weights_digests, write_detector
 from boxtwin.detector.training import quieten_lightning
@@ -125,7 +126,7 @@ def train_final(composed: DictConfig) -> Path:
         try:
             if composed.rerun or not made:
                 _train_all(work, found, config, output, name)
-            _log_result(store, run_id, output)
+            run_id = _log_result(store, run_id, output)
         except BaseException as error:
             if unanswered(error) is None:  # a server that is away is not asked again
                 status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -368,13 +369,16 @@ def _remove_others(files: Sequence[Path], output: Path) -> None:
                 other.parent.rmdir()
 
 
-def _log_result(store: Store, run_id: str, output: Path) -> None:
-    """Log what `_train_all` has written."""
+def _log_result(store: Store, run_id: str, output: Path) -> str:
+    """Log what `_train_all` has written; returns the MLflow run, which is another if that has metrics of an earlier."""
     result = read_result(output)
     assert result is not None
+    known = {name: value for name, value in result.metrics.items() if value is not None}
+    known["data/real_images"] = float(result.data["images"])
+    run_id = store.without_other_metrics(run_id, known)
     named = {"boxtwin.condition_name": result.data["condition"], "boxtwin.note": NO_TEST}
     store.tag(run_id, {**tags(dict(result.provenance)), **named})
-    known = {name: value for name, value in result.metrics.items() if value is not None}
-    store.log_metrics(run_id, {**known, "data/real_images": float(result.data["images"])})
+    store.log_metrics(run_id, known)
     files = (RESULT_FILE, "detections.json", CONFIGURATION, "folds.json")
     store.log_files(run_id, [output / name for name in files])
+    return run_id

@@ -17,12 +17,12 @@ from boxtwin.counting.files import CountedImage
 from boxtwin.counting.images import Read
 from boxtwin.counting.scenes import Scene
 from boxtwin.datasets.coco_json import find_files
+from boxtwin.datasets.copies import alike
 from boxtwin.datasets.image_folder import unlabelled_sample
 from boxtwin.datasets.inspection import ImageFile, inspect_image, signature_of
 from boxtwin.datasets.options import LABEL_SETTINGS
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
-from boxtwin.datasets.splits import alike
 from boxtwin.tracking.run_folders import CONFIGURATION, FINAL
 
 log = logging.getLogger(__name__)

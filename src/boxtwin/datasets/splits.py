@@ -307,22 +307,6 @@ def scenes_of(samples: Sequence[Sample], group_by: str | None) -> set[str]:
     return ({sample.group for sample in samples} | {scene[1] for scene in found if scene and scene[1]}) - {""}
 
 
-def alike(samples: Sequence[Sample], others: Sequence[Sample], beside: Sequence[Sample] = ()) -> dict[str, str]:
-    """Names of the ``samples`` that equal, or nearly equal, one of ``others``, each with the name of that one.
-
-    ``beside`` are more images of the kind: what all have in common, as views of a fixed camera do, makes none alike.
-    """
-    files = {sample.sha256: sample.name for sample in others}
-    ours, theirs, rest = ([(s.name, s.signature) for s in side if s.signature] for side in (samples, others, beside))
-    pixels = {signature.sha256: name for name, signature in theirs}
-    pairs = nearly_same(*([signature for _, signature in side] for side in (ours, theirs, rest)))
-    return (
-        {ours[i][0]: theirs[j][0] for i, j in pairs}
-        | {name: pixels[signature.sha256] for name, signature in ours if signature.sha256 in pixels}
-        | {sample.name: files[sample.sha256] for sample in samples if sample.sha256 in files}
-    )
-
-
 def folds(samples: Sequence[Sample], count: int) -> list[tuple[Sample, ...]]:
     """Divide images into parts with about as many each; scenes, and images that look the same, are kept together.
 

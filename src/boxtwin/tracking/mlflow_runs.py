@@ -15,7 +15,7 @@ import math
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -197,8 +197,19 @@ class Store:
             earlier = self._search([experiment_id], _tagged(KIND_TAG, kind))
             if not earlier:
                 earlier = [self.client.create_run(experiment_id, run_name=name, tags={KIND_TAG: kind})]
-            self.client.update_run(earlier[0].info.run_id, status="RUNNING")
+            # What a study has once may be of another condition now.
+            self.client.update_run(earlier[0].info.run_id, status="RUNNING", name=name)
         return str(earlier[0].info.run_id)
+
+    def without_other_metrics(self, run_id: str, metrics: Collection[str]) -> str:
+        """A run, or one of its kind and name in its place if it has other metrics: MLflow keeps what is logged."""
+        run = self.client.get_run(run_id)
+        if set(run.data.metrics) <= {*metrics}:
+            return run_id
+        kind = {KIND_TAG: run.data.tags[KIND_TAG]}
+        new = self.client.create_run(run.info.experiment_id, run_name=run.info.run_name, tags=kind)
+        self.client.delete_run(run_id)
+        return str(new.info.run_id)
 
     def has_finished(self, study: str, kind: str) -> bool:
         """Whether the MLflow run of `begin_comparison` is there and finished."""
