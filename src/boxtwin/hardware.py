@@ -69,6 +69,17 @@ def on_gpu(accelerator: str) -> bool:
     return accelerator in ("cuda", "gpu") and torch.cuda.is_available()
 
 
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")  # names that Lightning takes
+
+
+def has_accelerator(accelerator: str) -> bool:
+    """Whether this machine has the device of one of the `ACCELERATORS`."""
+    has_mps = torch.backends.mps.is_available()
+    return {"cuda": torch.cuda.is_available(), "gpu": torch.cuda.is_available() or has_mps, "mps": has_mps}.get(
+        accelerator, True
+    )
+
+
 def batch_threads(accelerator: str, processes: int) -> int:
     """How many threads of a training make batches, with so many ``processes`` of trainings on this machine.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from small_study import SMALL
 from trained_detectors import make_trained
@@ -18,6 +19,7 @@ from boxtwin.config.identity import defining_values, run_name, setting_hash
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.sample import Judgement, PropagatedBox, Sample
 from boxtwin.detector.checkpoint import TrainedDetector, write_detector
+from boxtwin.detector.darknet import write_darknet
 from boxtwin.detector.nms import merge_tiles
 from boxtwin.errors import InputError
 from boxtwin.labels.method import Variations
@@ -74,6 +76,9 @@ def store_of(run: Prepared) -> Library:
         (["detector.image_size=70"], r"detector\.image_size=70 must be a multiple of 16"),
         (["detector.crop=40"], r"detector\.crop=40 must be a multiple of 16"),
         (["detector.tile=8"], r"detector\.tile=8 must be a multiple of 16"),
+        (["detector.image_size=40", "detector.crop=48", "detector.tile=48"], "image_size=40 must be a multiple of 16"),
+        (["trainer.accelerator=GPU"], r"trainer\.accelerator=GPU is none of auto, cpu, cuda"),
+        (["dataset.channels=[0,1]"], "one or three channels"),
         (["detector.anchors=weights"], "takes the anchors of detector.weights, which is not set"),
         (["trainer.steps=0"], r"trainer\.steps=0 tests initial weights as they are; say which"),
         (["detector.anchors=published"], "no published anchors for yolov3_nano"),
@@ -103,6 +108,35 @@ def test_without_steps_a_detector_is_tested_with_its_own_anchors(composed: Compo
         prepare(composed(*as_it_is))
     module = make_detector(prepare(composed(*as_it_is, "detector.anchors=weights")))
     assert module.network.anchors == make_trained().module.network.anchors
+    # A Darknet file holds none.
+    darknet = tmp_path / "nano.weights"
+    write_darknet(module.network, darknet, seen=0)
+    for anchors in ("kmeans", "published"):
+        with pytest.raises(InputError, match="anchors"):
+            prepare(composed(f"detector.weights={darknet}", "trainer.steps=0", f"detector.anchors={anchors}"))
+
+
+def test_without_steps_no_part_of_a_detector_is_random(composed: Compose, tmp_path: Path) -> None:
+    weights = tmp_path / "detector.safetensors"
+    as_it_is = (f"detector.weights={weights}", "trainer.steps=0", "detector.anchors=weights")
+    write_detector(make_trained(classes=["ship", "buoy"], category_ids=[1, 2]), weights)
+    with pytest.raises(InputError, match=r"trainer\.steps=0 tests .* other classes"):
+        make_detector(prepare(composed(*as_it_is)))
+    make_detector(prepare(composed(as_it_is[0])))  # it can be trained
+    run = prepare(composed(*as_it_is))
+    for classes, fits in ((["buoy", "ship"], True), (["ship", "barge"], False), (["a", "b"], False)):
+        dataset = replace(run.dataset, classes=tuple(classes), category_ids=(1, 2))
+        if fits:
+            make_detector(replace(run, dataset=dataset))
+        else:
+            with pytest.raises(InputError, match="for some classes only"):
+                make_detector(replace(run, dataset=dataset))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a CUDA device")
+def test_a_device_that_is_not_there_is_refused_before_work_starts(composed: Compose) -> None:
+    with pytest.raises(InputError, match="PyTorch finds no such device"):
+        prepare(composed("trainer.accelerator=cuda"))
 
 
 def test_the_same_configuration_is_the_same_run_and_another_is_another(composed: Compose) -> None:

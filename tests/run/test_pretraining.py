@@ -32,6 +32,7 @@ SHORT = (
     "labels.detectors=1",
 )
 DIFFUSION = "pretraining.redraw=diffusion"
+LABELLED = ("pretraining=labelled_images", "pretraining.dataset.name=a", "pretraining.dataset.root=b")
 SCENES = (
     "pretraining=sar_scenes",
     "pretraining.steps=6",
@@ -198,7 +199,7 @@ def test_each_side_of_a_pretraining_has_objects(composed: Compose) -> None:
     def rare(shown: Sequence[Sample]) -> Split:
         names = {sample.name for sample in shown}
         none: dict[str, Any] = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
-        none |= {"areas": np.zeros(0), "crowd": np.zeros(0, dtype=bool)}
+        none |= {"areas": np.zeros(0), "crowd": np.zeros(0, dtype=bool), "annotations": ()}
         samples = tuple(each if each.name in names else replace(each, **none) for each in dataset.samples)
         return hold_out(replace(dataset, samples=samples))
 
@@ -283,12 +284,15 @@ def test_classes_must_have_the_same_names_unless_there_is_one(composed: Compose)
         (["pretraining=sar_scenes", "pretraining.share=1"], "less than 1"),
         (["pretraining=variations", "pretraining.share=0.5"], "synthetic_fraction"),
         (["pretraining=variations", "pretraining.redraw=matched"], "pretraining=variations has none"),
-        (
-            ["pretraining=labelled_images", "pretraining.dataset.name=a", "pretraining.dataset.root=b", DIFFUSION],
-            "none",
-        ),
+        ([*LABELLED, DIFFUSION], "none"),
         (["pretraining=variations", "pretraining.fit=true"], "pretraining=variations has none"),
         (["pretraining=sar_scenes", DIFFUSION, "pretraining.redraw_strength=0"], "above 0 and at most 1"),
+        ([*LABELLED, "pretraining.per_image=2"], "would not see its own images"),
+        (["pretraining=sar_scenes", "pretraining.per_image=2", "pretraining.share=0"], "would not see its own images"),
+        ([*LABELLED, "pretraining.dataset.empty=c"], r"pretraining\.dataset\.empty=c: a pre-training takes labelled"),
+        ([*LABELLED, "pretraining.dataset.unlabelled=c"], r"pretraining\.dataset\.unlabelled=c: a pre-training takes"),
+        ([*LABELLED, "pretraining.dataset.image_size=500"], "image_size=500 must be a multiple of 16"),
+        ([*LABELLED, "pretraining.dataset.channels=[0,1]"], "one or three channels"),
         (["pretraining=sar_scenes", DIFFUSION, "pretraining.redraw_strength=0.9"], "train_strength"),
     ],
 )

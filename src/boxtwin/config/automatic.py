@@ -70,7 +70,7 @@ def resolve_auto(script: Path, words: Sequence[str], config_dir: str | None = No
 def _resolved(words: Sequence[str], asking: Sequence[str], configs: Sequence[DictConfig]) -> tuple[list[str], str]:
     images = min(_training_images(config) for config in configs)
     best = next(row for row in BEST if images <= row.up_to)
-    validations = math.lcm(*(config.trainer.validations for config in configs))
+    validations = max(math.lcm(*(config.trainer.validations for config in configs)), 1)  # 0 is refused later
     simulated = best.simulation and all(_is_like_simulation(config) for config in configs)
     typed = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith("pretraining=")), "auto")
     has_scenes = bool(re.search(rf"\b{SIMULATION}\b", typed))

@@ -161,7 +161,7 @@ def read_initial_weights(module: DetectorModule, path: Path) -> DarknetReport:
     source = other.network
     if source.architecture != network.architecture:
         raise InputError(f"{path} holds a {source.architecture}; its weights do not fit a {network.architecture}")
-    loaded, skipped = [], []
+    loaded, skipped, partly = [], [], []
     with torch.no_grad():
         for index, layers in enumerate(zip(network.layers(), source.layers(), strict=True)):
             targets, values = map(tensors_of, layers)
@@ -175,9 +175,10 @@ def read_initial_weights(module: DetectorModule, path: Path) -> DarknetReport:
                         value = value.sum(dim=1, keepdim=True) if grey else value.expand_as(tensor) / tensor.shape[1]
                     tensor[ours] = value[theirs]
                 loaded.append(index)
+                partly += [index] if len(ours) < len(targets[0]) else []
             else:
                 skipped.append(index)
-    return DarknetReport(tuple(loaded), tuple(skipped), 0)
+    return DarknetReport(tuple(loaded), tuple(skipped), 0, tuple(partly))
 
 
 def _prediction_rows(classes: Sequence[str], others: Sequence[str], rows: int) -> tuple[list[int], list[int]]:

@@ -30,9 +30,16 @@ class DarknetReport(NamedTuple):
     loaded: tuple[int, ...]
     skipped: tuple[int, ...]  # convolutions that keep the values they had
     seen: int  # images the file's network was trained on
+    partly: tuple[int, ...] = ()  # of ``loaded``: predictions of which some classes keep the values they had
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network has no value left that it had."""
+        return not self.skipped and not self.partly
 
     def __str__(self) -> str:
-        return f"{len(self.loaded)} convolutions read, {len(self.skipped)} left as they were"
+        partly = f", {len(self.partly)} of them for some classes only" if self.partly else ""
+        return f"{len(self.loaded)} convolutions read{partly}, {len(self.skipped)} left as they were"
 
 
 def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:

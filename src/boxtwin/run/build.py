@@ -36,7 +36,7 @@ from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
-from boxtwin.run.checks import check_settings, make_reading, with_steps
+from boxtwin.run.checks import check_settings, check_whole, make_reading, with_steps
 from boxtwin.run.extra_images import DETECTORS, ExtraImages, label_method, read_extra_images, scales
 from boxtwin.run.generators import fit_key, make_generator, make_redrawing
 from boxtwin.run.split import load_split
@@ -324,7 +324,8 @@ def make_detector(prepared: Prepared, pretrained: Path | None = None) -> Detecto
             steps=prepared.steps,
         )
     if detector.weights is not None:
-        log.info("%s: %s", detector.weights, read_initial_weights(module, Path(detector.weights)))
+        log.info("%s: %s", detector.weights, report := read_initial_weights(module, Path(detector.weights)))
+        check_whole(prepared.config, report)
     return module
 
 

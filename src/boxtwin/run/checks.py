@@ -17,10 +17,11 @@ from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
 from boxtwin.detector.checkpoint import ENDING
+from boxtwin.detector.darknet import DarknetReport
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.options import Anchors, Precision, Redraw
 from boxtwin.errors import InputError
-from boxtwin.hardware import lightning_accelerator, on_gpu
+from boxtwin.hardware import ACCELERATORS, has_accelerator, lightning_accelerator, on_gpu
 from boxtwin.run.generators import check_generators
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ PUBLISHED_WEIGHTS = {
     "yolov3_tiny": "yolov3-tiny.weights",
     "yolov3_tiny_3l": "yolov3-tiny.weights",
 }
+
+
+VARIATIONS = "variations"  # the pre-training on the split's own variations
 
 
 def make_reading(config: BoxtwinConfig) -> Reading:
@@ -75,6 +79,19 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.per_image={options.per_image} must not be negative, and "
             f"pretraining.batch_size={options.batch_size} must be at least 1"
         )
+    if options.per_image and options.dataset.name != NO_PRETRAINING and options.name != VARIATIONS:
+        raise InputError(
+            f"pretraining.per_image={options.per_image} is for pretraining={VARIATIONS}; with it, "
+            f"pretraining={options.name} would not see its own images: set pretraining.per_image=0 (and compare it "
+            f"with pretraining={VARIATIONS} by a command for each)"
+        )
+    make_reading(replace(config, dataset=options.dataset))
+    for name, folder in (("unlabelled", options.dataset.unlabelled), ("empty", options.dataset.empty)):
+        if folder is not None:
+            raise InputError(
+                f"pretraining.dataset.{name}={folder}: a pre-training takes labelled images alone; set it to null"
+                + (", and add the images to the annotation file, without boxes" if name == "empty" else "")
+            )
     if (options.fit or options.redraw is not Redraw.none) and not options.simulates:
         raise InputError(
             f"pretraining.fit and pretraining.redraw change simulated images, and pretraining={options.name} has none; "
@@ -102,12 +119,17 @@ def _check_steps(config: BoxtwinConfig) -> None:
             "trainer.steps=0 tests initial weights as they are; say which: detector.weights=FILE, or a pretraining"
         )
     weights, anchors = config.detector.weights, config.detector.anchors
-    of_a_run = weights is not None and Path(weights).suffix == ENDING
-    if trainer.steps == 0 and config.pretraining.name == NO_PRETRAINING and of_a_run and anchors is not Anchors.weights:
-        raise InputError(
-            f"trainer.steps=0 tests {weights} as it is, and detector.anchors={anchors.value} would change what it "
-            "predicts; set detector.anchors=weights"
-        )
+    if trainer.steps == 0 and config.pretraining.name == NO_PRETRAINING and weights is not None:
+        own, cure = Anchors.weights, "set detector.anchors=weights"
+        if Path(weights).suffix != ENDING:
+            own, cure = Anchors.published, "a Darknet file holds no anchors; test the detector.safetensors of a run"
+            if config.detector.architecture.value in PUBLISHED_ANCHORS:
+                cure = "of a published Darknet file, set detector.anchors=published (files of others hold no anchors)"
+        if anchors is not own:
+            raise InputError(
+                f"trainer.steps=0 tests {weights} as it is, and detector.anchors={anchors.value} would change what it "
+                f"predicts; {cure}"
+            )
     if trainer.steps and not 0 <= warmup < trainer.steps:
         fewest = (warmup // trainer.validations + 1) * trainer.validations
         cure = f"set trainer.steps={fewest}, or a greater multiple of trainer.validations={trainer.validations}"
@@ -133,6 +155,30 @@ def with_steps(config: BoxtwinConfig, labelled: int, extra: int) -> BoxtwinConfi
     config = replace(config, trainer=replace(trainer, steps=steps))
     _check_steps(config)
     return config
+
+
+def check_whole(config: BoxtwinConfig, report: DarknetReport) -> None:
+    """Raise `InputError` if initial weights that are tested as they are leave a part of the network random."""
+    if config.trainer.steps == 0 and not report.whole:
+        raise InputError(
+            f"trainer.steps=0 tests {config.detector.weights} as it is, and of it {report}: it has other classes than "
+            "the data set, or is cut off; train, or give weights of the same classes"
+        )
+
+
+def _check_sizes(config: BoxtwinConfig) -> None:
+    """Check that all that goes into the network has whole cells of its coarsest grid."""
+    detector, stride = config.detector, max(STRIDES[config.detector.architecture.value])
+    size = detector.image_size
+    for name, side in (("image_size", size), ("crop", detector.crop), ("tile", detector.tile)):
+        # An image that is cut into tiles and crops may have any size that holds a crop.
+        is_input = name != "image_size" or detector.crop is None or detector.crop > size or detector.tile is None
+        if side is not None and (side < stride or (is_input and side % stride)):
+            raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
+    options = config.pretraining
+    side = options.dataset.image_size
+    if options.name != NO_PRETRAINING and not options.per_image and (side < stride or side % stride):
+        raise InputError(f"pretraining.dataset.image_size={side} must be a multiple of {stride}")
 
 
 def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
@@ -173,13 +219,15 @@ def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
         )
     if here and trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
         raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
-    stride = max(STRIDES[architecture])
-    for name, side in (("image_size", detector.image_size), ("crop", detector.crop), ("tile", detector.tile)):
-        # An image that is cut into tiles and crops may have any size.
-        is_input = name != "image_size" or detector.crop is None or detector.tile is None
-        if side is not None and (side < stride or (is_input and side % stride)):
-            raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
+    if trainer.accelerator not in ACCELERATORS:
+        raise InputError(f"trainer.accelerator={trainer.accelerator} is none of {', '.join(ACCELERATORS)}")
+    if here and trainer.accelerator not in ("auto", "cpu") and not has_accelerator(trainer.accelerator):
+        raise InputError(
+            f"trainer.accelerator={trainer.accelerator}: PyTorch finds no such device here; take auto or cpu"
+        )
+    _check_sizes(config)
     _check_pretraining(config)
+    make_reading(config)
     if config.variations.per_image < 0:
         raise InputError(f"variations.per_image={config.variations.per_image} must not be negative")
     if config.variations.learn_unlabelled and config.dataset.unlabelled is None:
