@@ -58,9 +58,10 @@ def test_training_images_are_seen_in_the_size_of_the_network(tmp_path: Path) -> 
         return write_sample(tmp_path, f"{image.ndim}-{image.dtype}.png", image, [])
 
     assert seen(sample(pixels), 96).shape == (96, 96)
-    np.testing.assert_array_equal(seen(sample(pixels), 400), pixels)
+    np.testing.assert_array_equal(seen(sample(pixels), len(pixels)), pixels)
+    assert seen(sample(pixels), 400).shape == (400, 400)  # smaller images are enlarged, as in the letterbox
     colour = np.stack([pixels, pixels, pixels + 3], axis=2)
-    assert seen(sample(colour), 400).shape == pixels.shape
+    assert seen(sample(colour), len(pixels)).shape == pixels.shape
     with pytest.raises(InputError, match="16 bits"):
         seen(replace(sample(pixels.astype(np.uint16)), bits=16), 96)
 
@@ -102,3 +103,6 @@ def test_a_network_that_sees_half_the_size_gets_half_the_length(tmp_path: Path) 
     full, half = fit_to(images, 256), fit_to(images, 128)
     assert half.ships.median == pytest.approx(full.ships.median / 2, rel=0.15)
     assert half.density == pytest.approx(4 * full.density, rel=0.01)
+    double = fit_to(images, 512)
+    assert double.ships.median == pytest.approx(2 * full.ships.median, rel=0.15)
+    assert double.density == pytest.approx(full.density / 4, rel=0.01)

@@ -22,7 +22,7 @@ from boxtwin.synthesis.arrays import Plane, Planes, lies_inside, padded_to, plan
 from boxtwin.synthesis.silhouettes import SQUARE, Silhouette, silhouettes_of
 
 TILE = 32  # pixels
-FIT_VERSION = 1  # raised whenever `fit_to` gives other values for the same images
+FIT_VERSION = 2  # raised whenever `fit_to` gives other values for the same images
 LEAST_OBJECTS = 5  # from which sizes can be told
 SMEAR = 2.0  # pixels by which an image makes a hull broader
 LEAST_LENGTH = 24  # pixels: from which the breadth of a hull can be told
@@ -126,10 +126,9 @@ def seen(sample: Sample, side: int) -> Pixels:
     pixels = sample.read()
     grey = pixels if pixels.ndim == 2 else np.rint(pixels.mean(axis=2)).astype(np.uint8)
     scale = side / max(grey.shape)
-    if scale >= 1:
-        return grey
     height, width = (max(round(size * scale), TILE) for size in grey.shape)
-    return np.asarray(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR  # as `boxtwin.mixing.letterbox` does
+    return np.asarray(cv2.resize(grey, (width, height), interpolation=method))
 
 
 def calm_statistics(values: Plane) -> CalmStatistics:
