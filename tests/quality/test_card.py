@@ -108,6 +108,20 @@ def verdicts(card: Any) -> dict[str, str]:
     return {name: metric["verdict"] for name, metric in card["figures"].items()}
 
 
+def test_copies_are_alike_however_many_each_source_has(sets: Sets) -> None:
+    """Bright sources have five variations each, dark ones one."""
+    for scene, sample in enumerate(sets.training):
+        pixels = read_image(sample.path) // (1 if scene % 2 else 3)
+        write_png(sample.path, pixels)
+        for number in range(1, 6 if scene % 2 else 2):
+            sets.add("variations", f"v/{scene}-{number}.png", pixels, Lineage(sample.name, "made", number, 0))
+    figures: Any = sets.summary()["figures"]
+    assert figures["grey_levels"]["value"] == 0
+    assert figures["grey_levels"]["verdict"] == figures["fine_detail"]["verdict"] == "alike"
+    assert figures["fine_detail"]["value"] == pytest.approx(1, abs=1e-6)
+    assert figures["looks"]["variations"] == pytest.approx(figures["looks"]["real"])
+
+
 def test_the_same_scenes_seen_again_are_alike_and_neither_copies_nor_leaks(sets: Sets) -> None:
     sets.vary(lambda _, scene, number: sea(scene, number))
     card = sets.summary()

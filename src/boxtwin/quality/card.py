@@ -45,7 +45,7 @@ from boxtwin.quality.record import COPY, MEASURED, Metric, QualityReport, Verdic
 from boxtwin.quality.similarity import nearer_than_chance
 from boxtwin.quality.texture import fine_energy, log_ratio, pooled, reference_of_halves, wasserstein
 
-FORMAT = 2  # of the card, and of how its measurements are computed
+FORMAT = 3  # of the card, and of how its measurements are computed
 DEEP_FORMAT = 2  # added to it: of the measurements of 16 bit images
 PAIRS = 5  # what the picture has room for
 NAME, CARDS = "quality_card", "quality_cards"
@@ -186,7 +186,7 @@ def _nearest_pairs(evidence: Evidence) -> list[tuple[Sample, Measured]]:
 def _grey_levels(evidence: Evidence) -> Metric:
     real, groups = evidence.real_levels, [sample.group for sample in evidence.real]
     reference = reference_of_halves(real, groups, lambda *halves: wasserstein(*map(pooled, halves)))
-    value = wasserstein(evidence.levels, pooled([real[source] for source in evidence.distinct_sources]))
+    value = wasserstein(evidence.levels, pooled([real[source] for source in evidence.sources]))
     verdict = _alike(value, reference, always=ALWAYS_GREY, never=NEVER_GREY)
     return {"value": value, "reference": reference, "verdict": verdict}
 
@@ -196,7 +196,7 @@ def _looks(evidence: Evidence) -> Metric:
     return {
         **_ratio(evidence, made, real),
         "variations": math.exp(log_ratio(made, [0.0])),
-        "real": math.exp(log_ratio([real[source] for source in evidence.distinct_sources], [0.0])),
+        "real": math.exp(log_ratio([real[source] for source in evidence.sources], [0.0])),
         "images_with_calm_sea": sum(not math.isnan(value) for value in made),
     }
 
@@ -208,7 +208,7 @@ def _ratio(evidence: Evidence, made: Sequence[float], real: Sequence[float]) -> 
     cancel in the ratio of the means, do not cancel in it.
     """
     reference = reference_of_halves(real, [sample.group for sample in evidence.real], log_ratio)
-    value = log_ratio(made, [real[source] for source in evidence.distinct_sources])
+    value = log_ratio(made, [real[source] for source in evidence.sources])
     pairs = [abs(variation - real[source]) for variation, source in zip(made, evidence.sources, strict=True)]
     defined = [pair for pair in pairs if not math.isnan(pair)]
     return {

@@ -61,7 +61,7 @@ def draw(evidence: Evidence, report: QualityReport, path: Path, *, title: str) -
 
 
 def _levels(axes: Axes, evidence: Evidence, metric: Metric) -> None:
-    real = pooled([evidence.real_levels[source] for source in evidence.distinct_sources])
+    real = pooled([evidence.real_levels[source] for source in evidence.sources])
     for counts, colour, label in ((real, REAL, "their sources"), (evidence.levels, VARIATIONS, "variations")):
         shares = counts.sum(axis=0) / counts.sum()
         shares = shares.reshape(min(256, len(shares)), -1).sum(axis=1)
@@ -78,7 +78,7 @@ def _spectra(axes: Axes, evidence: Evidence, metric: Metric) -> None:
         decibels * np.stack([one.spectrum for one in each]) for each in (evidence.real_measured, evidence.measured)
     )
     low, high = np.quantile(real, (0.1, 0.9), axis=0)
-    sources = real[evidence.distinct_sources].mean(axis=0)
+    sources = real[list(evidence.sources)].mean(axis=0)
     axes.fill_between(frequencies, low, high, color=REAL, alpha=0.15, linewidth=0, label="8 of 10 real images")
     axes.plot(frequencies, sources, color=REAL, linewidth=1.8, label="their sources")
     axes.plot(frequencies, made.mean(axis=0), color=VARIATIONS, linewidth=1.4, linestyle="--", label="variations")
