@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import MakeCoco
+from PIL import Image
 
 from boxtwin.datasets.image_io import read_image, write_png
+from boxtwin.datasets.options import Orientation
+from boxtwin.datasets.reading import ORIENTATION_TAG, Reading
 from boxtwin.datasets.sample import Dataset
 from boxtwin.errors import InputError
 from boxtwin.labels.carry import Carry
@@ -291,3 +295,39 @@ def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
     picture(tmp_path / "a_v1.png", 1)
     with pytest.raises(ValueError, match="match comes before vary"):
         next(Folder(path=str(tmp_path), resize=False).vary([]))
+
+
+@pytest.mark.parametrize("channels", [(2, 1, 0), (1,), (0, 0, 2)])
+@pytest.mark.parametrize("orientation", list(Orientation))
+def test_files_are_read_as_their_sources_are(
+    make_coco: MakeCoco, tmp_path: Path, channels: tuple[int, ...], orientation: Orientation
+) -> None:
+    """A copy of a source, with its channels and its mark of a turned camera, is the source."""
+    made = make_coco(images=1)
+    source = made.read().samples[0]
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = 6
+    picture.save(source.path, exif=exif)
+    sample = replace(source, width=64, height=64, reading=Reading(orientation, channels=channels))
+    (folder := tmp_path / "made").mkdir()
+    shutil.copy(source.path, folder / f"{source.path.stem}_v01.png")
+    generator = Folder(path=str(folder), resize=False)
+    generator.match([sample])
+    (variation,) = generator.vary([Request(sample, 1, 0)])
+    assert isinstance(variation, Variation)
+    np.testing.assert_array_equal(variation.pixels, sample.read())
+    assert generator.version([sample]) > generator.version([source])
+
+
+def test_of_one_channel_a_grey_file_is_all_there_is(make_coco: MakeCoco, tmp_path: Path) -> None:
+    source = make_coco(images=1).read().samples[0]
+    cv2.imwrite(str(source.path), np.full((64, 64, 3), (10, 20, 30), dtype=np.uint8))
+    sample = replace(source, width=64, height=64, reading=Reading(channels=(1,)))
+    folder = tmp_path / "made"
+    picture(folder / f"{source.path.stem}_v01.png", 77, 64, 64)
+    generator = Folder(path=str(folder), resize=False)
+    generator.match([sample])
+    (variation,) = generator.vary([Request(sample, 1, 0)])
+    assert isinstance(variation, Variation)
+    assert (variation.pixels.shape, set(variation.pixels.ravel().tolist())) == ((64, 64), {77})

@@ -6,6 +6,8 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from boxtwin.datasets.coco_json import file_key
 from boxtwin.datasets.image_folder import ENDINGS, image_files
 from boxtwin.datasets.image_io import Pixels, as_grey, read_image
 from boxtwin.datasets.levels import bits_of, widened
+from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
 from boxtwin.errors import InputError
 from boxtwin.synthesis.generator import Generator, Json, Refused, Request, Variation
@@ -57,8 +60,12 @@ class Folder(Generator):
         self._matched: dict[tuple[str, int], str] | None = None
 
     def version(self, training: Sequence[Sample]) -> int:
-        """2 of 16 bit: 8 bit images were spread over the whole range before. Others came out as they do now."""
-        return 2 if any(sample.bits > 8 for sample in training) else 1
+        """2 of 16 bit: 8 bit images were spread over the whole range before. Others came out as they do now.
+
+        One more where files are not read as usual (``dataset.channels``, ``dataset.orientation``): files were.
+        """
+        unusual = any(replace(one.reading, page=None) != Reading(max_pixels=one.reading.max_pixels) for one in training)
+        return 1 + any(sample.bits > 8 for sample in training) + 2 * unusual
 
     def parameters(self) -> dict[str, Json]:
         """The content of the folder, wherever it lies: when a file changes, it is another store."""
@@ -106,7 +113,7 @@ class Folder(Generator):
                 yield Refused(request, f"no file for it in {self.path}")
                 continue
             try:
-                pixels = self._fitted(read_image(self.files[file]), source.read())
+                pixels = self._fitted(_read(self.files[file], source.reading), source.read())
             except (OSError, ValueError) as error:
                 yield Refused(request, f"{file}: {error}")
                 continue
@@ -134,6 +141,21 @@ class Folder(Generator):
                 raise ValueError(f"it seems to use {bits} of 16 bit, its source has 8 bit: convert it to 8 bit")
             pixels = widened(pixels, source) if deeper else np.rint(pixels / 257).astype(np.uint8)
         return np.ascontiguousarray(pixels)
+
+
+def _read(file: Path, as_source: Reading) -> Pixels:
+    """The pixels of a file, turned and with the channels as its source's; raises OSError as `read_image` does.
+
+    Of a grey file that is all there is.
+    """
+    reading = Reading(as_source.orientation, max_pixels=as_source.max_pixels)
+    if as_source.channels is None:
+        return read_image(file, reading)
+    if len(as_source.channels) == 1:
+        with suppress(OSError):  # of a file of several bands, which needs the channels to be read
+            if (grey := read_image(file, reading)).ndim == 2:
+                return grey
+    return read_image(file, replace(reading, channels=as_source.channels))
 
 
 def _parse(file: Path) -> tuple[str, int] | None:
