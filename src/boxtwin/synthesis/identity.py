@@ -82,11 +82,15 @@ def identity_of(
 ) -> StoreIdentity:
     """The identity of the store that a generator makes; ``unlabelled`` as for `boxtwin.synthesis.store.Library`."""
     learnt = [(sample.name, fingerprint(sample)) for sample in training]
-    learnt += [] if unlabelled is None else [(UNLABELLED, unlabelled)]
+    parameters = recorded_parameters(generator, training)
+    if unlabelled is not None:
+        learnt.append((UNLABELLED, unlabelled))
+        # These images are not known yet, and change what follows from all that it learns from.
+        parameters = {name: parameters[name] for name in parameters.keys() - generator.parameters_of(training).keys()}
     return StoreIdentity(
         dataset=dataset,
         generator=generator.name,
-        parameters=recorded_parameters(generator, training),
+        parameters=parameters,
         labels=labels,
         seed=seed,
         training=tuple(learnt) if generator.learns else (),

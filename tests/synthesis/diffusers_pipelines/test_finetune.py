@@ -20,6 +20,7 @@ from boxtwin.synthesis import training
 from boxtwin.synthesis.diffusers_pipelines.img2img import TOKEN, PromptedGenerator, TrainablePipeline
 from boxtwin.synthesis.diffusers_pipelines.loading import PipelineGenerator
 from boxtwin.synthesis.generator import Request
+from boxtwin.synthesis.identity import identity_of
 from boxtwin.synthesis.training import LOSSES_FILE, STATE_FILE, WEIGHTS_FILE, Crops, HeldOut, held_out_of, train_steps
 from boxtwin.weights import save_state
 
@@ -130,6 +131,10 @@ def test_images_of_one_scene_are_held_out_together(tmp_path: Path, tiny_pipeline
     (content,) = (tmp_path / "models").glob("*-*/losses.json")
     assert json.loads(content.read_text())["held_out"] == "b.png"
     assert make("img2img", tiny_pipeline).parameters_of(samples) == {}
+    # Where it learns unlabelled images too, which are not known yet, a store does not say which image is held out.
+    about: Any = {"dataset": "d", "labels": {}, "seed": 0}
+    assert identity_of(generator, samples, **about).parameters["held_out"] == ["b.png", "d.png"]
+    assert "held_out" not in identity_of(generator, samples, **about, unlabelled="u").parameters
 
 
 @pytest.mark.parametrize(
@@ -316,3 +321,19 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path, tiny_pipeline: TinyPipeli
         assert isinstance(generator, PromptedGenerator)
         with pytest.raises(InputError, match=message):
             TrainablePipeline(loaded, 32, generator)
+
+
+def test_weights_of_a_variant_learn_by_themselves(tmp_path: Path, tiny_pipeline: TinyPipeline) -> None:
+    """What is learnt beside other weights of a checkpoint is another file."""
+    import diffusers
+
+    folder = tmp_path / "both"
+    load: Any = diffusers.DiffusionPipeline.from_pretrained
+    pipeline = load(tiny_pipeline("stable_diffusion"))
+    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(folder, variant="ema")
+    samples = [make_source(tmp_path, f"{name}.png", (40, 50)) for name in "ab"]
+    learning: dict[str, Any] = {"finetune": "lora", "finetune_steps": 2, "tile": 32, "checkpoint": str(folder)}
+    for variant in (None, "ema", None):
+        fitted(tiny_pipeline, tmp_path / "models", samples, "img2img", **learning, load={"variant": variant})
+    assert len(list((tmp_path / "models").glob("lora-*"))) == 2

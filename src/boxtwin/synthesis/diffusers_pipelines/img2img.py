@@ -128,6 +128,7 @@ class PromptedGenerator(PipelineGenerator):
         boxes = [sample.object_boxes.tolist() if self._to_repaint else None for sample in training]
         content: dict[str, Any] = {
             **self._checkpoint.parameters(),
+            **self.loading.parameters(),
             **self._repaint_identity,
             **self._learning(),
             "revision": self._checkpoint.model().revision,
