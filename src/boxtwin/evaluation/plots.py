@@ -46,6 +46,9 @@ def precision_recall_curve(
             lines += axes.step(recall, precision[label], where="pre", color=class_colour(label), linewidth=1.2)
         names = [f"{shorten(classes[label], 24)} {100 * precision[label].mean():.1f}" for label in shown[:MOST_CURVES]]
         names.insert(0, "mean of the classes")
+        if (more := len(shown) - MOST_CURVES) > 0:
+            lines += axes.plot([], [], linestyle="none")
+            names.append(f"and {more} more")
         legend(figure, lines, names, loc="outside right upper", frameon=False, fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
     axes.grid(alpha=0.3)
@@ -77,6 +80,8 @@ def count_scatter(
         _scatter(axes, true[:, label], counts[:, label], shorten(classes[label], 24), class_colour(label))
     for axes in grid[panels:]:
         axes.set_axis_off()
+    if len(classes) > 1 and (more := int((objects > 0).sum()) - len(shown)):
+        figure.supxlabel(f"{more} classes with fewer objects are not shown alone", fontsize=9)
     save(figure, path)
 
 
