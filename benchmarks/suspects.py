@@ -59,7 +59,7 @@ def corrupted(
                 size = boxes[index, 2:] - boxes[index, :2]
                 boxes[index] += np.tile(far * size * (np.cos(angle), np.sin(angle)), 2)
         arrays = {name: getattr(sample, name)[kept] for name in ("labels", "areas", "crowd")}
-        changed.append(replace(sample, boxes=boxes[kept].astype(np.float32), **arrays))
+        changed.append(replace(sample, boxes=boxes[kept].astype(np.float32), annotations=(), **arrays))
     return changed, errors
 
 

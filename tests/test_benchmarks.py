@@ -1,8 +1,13 @@
 """Scripts under benchmarks/ start: each is loaded as Python loads a script, with nothing else on the path."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MakeCoco
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -26,3 +31,13 @@ def test_every_benchmark_starts(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == sorted(file.name for file in BENCHMARKS.glob("*.py"))
+
+
+def test_wrong_labels_are_made_of_read_samples(make_coco: MakeCoco, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    corrupted = runpy.run_path(str(BENCHMARKS / "suspects.py"), run_name="loaded")["corrupted"]
+    samples = make_coco(images=12).read().samples
+    changed, errors = corrupted(samples, np.random.default_rng(0), 0.3, 0.3)
+    objects = sum(len(sample.object_boxes) for sample in samples)
+    assert sum(len(sample.boxes) for sample in changed) == objects - round(0.3 * objects)
+    assert len(errors) == round(0.6 * objects)

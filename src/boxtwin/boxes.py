@@ -64,7 +64,7 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def shares_inside(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The share of a box ``(4,)`` that lies inside each of ``others (n, 4)``, all xyxy: ``(n,)``.
 
-    COCO takes it for the overlap with a crowd.
+    COCO uses it as the overlap with a crowd.
     """
     corners = np.concatenate([np.maximum(others[:, :2], box[:2]), np.minimum(others[:, 2:], box[2:])], axis=1)
     return area_xyxy(corners) / max(float(area_xyxy(box)), 1e-9)

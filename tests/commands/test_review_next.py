@@ -110,3 +110,16 @@ def test_each_picture_is_offered_once(tmp_path: Path, caplog: pytest.LogCaptureF
     assert repeated(samples) == {"c.bmp": "a.png", "e.png": "b.png", "g.png": "b.png"}
     assert "3 images are left out, equal or nearly equal to others of the folder" in caplog.text
     assert repeated([]) == {}
+
+
+def test_images_of_one_view_are_not_taken_for_one_picture(tmp_path: Path) -> None:
+    """What all images of a fixed camera have in common makes none alike, however few of them are new."""
+    rng = np.random.default_rng(0)
+    view = cv2.GaussianBlur(rng.uniform(0, 255, (64, 64)), (0, 0), 3)
+    view = 255 * (view - view.min()) / np.ptp(view)
+    for number in range(38):
+        pixels = np.clip(view + cv2.GaussianBlur(rng.normal(0, 80, (64, 64)), (0, 0), 4), 0, 255)
+        write_png(tmp_path / f"{number:02}.png", pixels.astype(np.uint8))
+    samples = read_folder(tmp_path, setting="next", group_by=None, reading=Reading())
+    assert repeated(samples[:8], samples[8:]) == {}
+    assert len(repeated(samples[:8])) > 4  # eight alone look the same

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Crowds, Detections
+from boxtwin.datasets.sample import CrowdAreas, Detections
 from boxtwin.labels import carry
 from boxtwin.labels.carry import Carry
 from boxtwin.labels.ensemble import Ensemble, Member
@@ -44,7 +44,7 @@ def blobs(label: int = 1, score: float = 0.9, above: float = 60) -> Member:
         n = len(boxes)
         return Detections(boxes.reshape(-1, 4), np.full(n, score), np.full(n, label))
 
-    return Member(detect, (0.5,) * 3, 0.6)
+    return Member(detect, (0.5,) * 3, (0.6,) * 3)
 
 
 LOOKS: list[dict[str, Any]] = [{}, {"shape": (40, 60, 3)}, {"unit": 257}, {"dark": True}]
@@ -166,7 +166,7 @@ def test_what_appeared_out_of_nothing_is_refused_or_labelled_or_ignored() -> Non
     assert kept.evidence["detector"] == kept.evidence["detector_source"] == 0.9
     # In a crowd of its class it is one of the crowd.
     for what, label, more in ((NewObjects.refuse, 1, 0), (NewObjects.label, 1, 0), (NewObjects.label, 0, 1)):
-        crowds = Crowds(np.array([[38, 20, 60, 40]], dtype=np.float32), np.array([label]))
+        crowds = CrowdAreas(np.array([[38, 20, 60, 40]], dtype=np.float32), np.array([label]))
         judged = Carry(new_objects=what, detectors=Ensemble([blobs()]))(before, after, BOX, ONE, "", crowds)
         assert (judged.refused, len(judged.boxes)) == (None, 1 + more)
 

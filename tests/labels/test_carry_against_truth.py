@@ -72,7 +72,7 @@ def bright_and_long() -> Member:
         n = len(boxes)
         return Detections(boxes.reshape(-1, 4), np.full(n, 0.9), np.zeros(n, dtype=np.int64))
 
-    return Member(detect, (0.5,) * 3, 0.6)
+    return Member(detect, (0.5,) * 3, (0.6,) * 3)
 
 
 def test_ninety_five_of_a_hundred_boxes_are_decided_rightly_by_pixels_alone(capsys: pytest.CaptureFixture[str]) -> None:

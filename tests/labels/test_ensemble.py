@@ -6,7 +6,7 @@ import pytest
 
 from boxtwin.boxes import iou_matrix
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import NO_CROWDS, Crowds, Detections, Sample
+from boxtwin.datasets.sample import NO_CROWDS, CrowdAreas, Detections, Sample
 from boxtwin.labels.ensemble import Ensemble, Member, agreements, new_object_threshold
 from boxtwin.labels.pseudo import judge_by_agreement
 
@@ -26,7 +26,7 @@ A, A_NEAR, B = [10.0, 10, 30, 20], [11.0, 10, 31, 20], [50.0, 40, 60, 50]
 
 
 def members(*findings: Detections) -> list[Member]:
-    return [Member(partial(_found_before, one), (0.5,) * 3, 0.8) for one in findings]
+    return [Member(partial(_found_before, one), (0.5,) * 3, (0.8,) * 3) for one in findings]
 
 
 def _found_before(one: Detections, pixels: Pixels) -> Detections:
@@ -72,8 +72,10 @@ def test_scores_and_votes_on_a_box() -> None:
     assert looks.detects(seen, (10.0, 10.0, 30.0, 20.0), 0)
     assert not looks.detects(seen, (10.0, 10.0, 30.0, 20.0), 1)
     assert looks.score(seen, (50.0, 40.0, 60.0, 50.0), 0) == 0
-    assert [place.votes for place in looks.clearly_new(seen)] == [2]  # 0.9 begins, 0.6 seconds: above half of 0.8
-    assert len(Ensemble(members(found((A, 0.9, 0)))).clearly_new([found((A, 0.9, 0))])) == 1
+    assert [place.votes for place in looks.clearly_new(seen, NO_CROWDS)] == [
+        2
+    ]  # 0.9 begins, 0.6 seconds: above half of 0.8
+    assert len(Ensemble(members(found((A, 0.9, 0)))).clearly_new([found((A, 0.9, 0))], NO_CROWDS)) == 1
 
 
 def test_pseudo_labels_by_majority() -> None:
@@ -93,7 +95,7 @@ def test_images_without_agreement_are_refused() -> None:
 def test_each_class_has_its_threshold() -> None:
     findings = found((A, 0.9, 0), (B, 0.2, 1)), found((A, 0.8, 0), (B, 0.3, 1))
     for thresholds, labels in (((0.5, 0.5), [0]), ((0.5, 0.15), [0, 1]), ((0.95, 0.15), [1])):
-        looks = Ensemble([Member(partial(_found_before, one), thresholds, 0.9) for one in findings], agree=2)
+        looks = Ensemble([Member(partial(_found_before, one), thresholds, (0.95, 0.95)) for one in findings], agree=2)
         judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", NO_CROWDS)
         assert (sorted(box.label for box in judged.boxes), judged.refused) == (labels, None)
         seen = looks.detect(PIXELS)
@@ -108,13 +110,13 @@ def test_nothing_in_a_crowd_is_an_object_or_a_doubt(label: int) -> None:
     looks = Ensemble(members(found((A, 0.9, 0), (B, 0.9, 0)), found((A, 0.9, 0)), found()), agree=2)
     x1, y1, x2, y2 = B
     for area in (np.array([[x1, y1, x2, y2]]), np.array([[x1, y1, (x1 + x2) / 2, y2]])):
-        crowds = Crowds(area.astype(np.float32), np.array([label]))
+        crowds = CrowdAreas(area.astype(np.float32), np.array([label]))
         judged = judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", crowds)
         assert (judged.refused is None) == (label == 0)
         assert len(judged.boxes) == 1
-    less = Crowds(np.array([[x1, y1, x1 + 0.4 * (x2 - x1), y2]], dtype=np.float32), np.array([0]))
+    less = CrowdAreas(np.array([[x1, y1, x1 + 0.4 * (x2 - x1), y2]], dtype=np.float32), np.array([0]))
     assert judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", less).refused
-    over_a = Crowds(np.array([A], dtype=np.float32), np.array([0]))
+    over_a = CrowdAreas(np.array([A], dtype=np.float32), np.array([0]))
     assert judge_by_agreement(looks, PIXELS, PIXELS, NO_BOXES, NO_LABELS, "", over_a).boxes == ()
 
 

@@ -26,7 +26,7 @@ from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, load_dataset, make_data, make_detector, prepare, prepared_from
-from boxtwin.run.checks import warn_of_random_weights
+from boxtwin.run.checks import check_settings, warn_of_random_weights
 from boxtwin.run.label_detectors import make_judge, write_label_card
 from boxtwin.studies.condition_values import part_of
 from boxtwin.synthesis.store import Library
@@ -111,16 +111,17 @@ def test_without_steps_a_detector_is_tested_with_its_own_anchors(composed: Compo
     # A Darknet file holds none.
     darknet = tmp_path / "nano.weights"
     write_darknet(module.network, darknet, seen=0)
-    for anchors in ("kmeans", "published"):
-        with pytest.raises(InputError, match="anchors"):
-            prepare(composed(f"detector.weights={darknet}", "trainer.steps=0", f"detector.anchors={anchors}"))
+    with pytest.raises(InputError, match=r"a Darknet file holds no anchors.*set detector\.anchors=published"):
+        prepare(composed(f"detector.weights={darknet}", "trainer.steps=0"))
+    published = ("detector=yolov3_tiny", "detector.image_size=64", "detector.crop=64", "detector.anchors=published")
+    check_settings(composed(f"detector.weights={darknet}", "trainer.steps=0", *published))
 
 
 def test_without_steps_no_part_of_a_detector_is_random(composed: Compose, tmp_path: Path) -> None:
     weights = tmp_path / "detector.safetensors"
     as_it_is = (f"detector.weights={weights}", "trainer.steps=0", "detector.anchors=weights")
     write_detector(make_trained(classes=["ship", "buoy"], category_ids=[1, 2]), weights)
-    with pytest.raises(InputError, match=r"trainer\.steps=0 tests .* other classes"):
+    with pytest.raises(InputError, match=r"trainer\.steps=0 tests .* would stay random"):
         make_detector(prepare(composed(*as_it_is)))
     make_detector(prepare(composed(as_it_is[0])))  # it can be trained
     run = prepare(composed(*as_it_is))

@@ -79,7 +79,9 @@ def choose_next(composed: DictConfig) -> Path:
     reading = detectors[0].spec.how_to_read
     empty = settings.dataset.get("empty")  # a person has looked at these
     known = list(dataset.samples)
-    if empty is not None and Path(empty).is_dir():
+    if empty is not None and not Path(empty).is_dir():
+        log.warning("dataset.empty=%s is no folder any more; its images may be offered again", empty)
+    elif empty is not None:
         known += read_folder(Path(empty), setting="dataset.empty", group_by=None, reading=reading)
     new = unlabelled(read_folder(source, setting="next", group_by=None, reading=reading), known, source)
     log.info("%d detectors of %s, study %s", len(detectors), condition, found.study)
@@ -147,11 +149,11 @@ def unlabelled(samples: Sequence[Sample], known: Sequence[Sample], source: Path)
     near = alike(samples, known)
     if near:
         listed = some([f"{name} = {other}" for name, other in near.items()], 10)
-        log.info("%d images are left out, equal or nearly equal to labelled ones: %s", len(near), listed)
+        log.info("%d images are left out, equal or nearly equal to known ones: %s", len(near), listed)
     left = [sample for sample in samples if sample.name not in near]
     if not left:
-        raise InputError(f"next={source}: all {len(samples)} images are labelled already")
-    if copies := repeated(left):
+        raise InputError(f"next={source}: all {len(samples)} images are labelled already, or known to be empty")
+    if copies := repeated(left, known):
         listed = some([f"{name} = {other}" for name, other in copies.items()], 10)
         log.info("%d images are left out, equal or nearly equal to others of the folder: %s", len(copies), listed)
     return [sample for sample in left if sample.name not in copies]

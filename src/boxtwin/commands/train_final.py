@@ -126,7 +126,9 @@ def train_final(composed: DictConfig) -> Path:
         try:
             if composed.rerun or not made:
                 _train_all(work, found, config, output, name)
-            run_id = _log_result(store, run_id, output)
+            metrics = _metrics_of(output)
+            run_id = store.without_other_metrics(run_id, metrics)
+            _log_result(store, run_id, output, metrics)
         except BaseException as error:
             if unanswered(error) is None:  # a server that is away is not asked again
                 status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -200,7 +202,8 @@ def check_files(config: BoxtwinConfig, condition: Mapping[str, Any], recorded: M
     for key in EXTRA_IMAGES.values():
         if key in recorded and ours.get(key) != recorded[key]:
             has, had = (each.partition("-")[0] for each in (ours.get(key, "0"), recorded[key]))
-            log.warning("%s: the %s %s are not the %s that its runs had", name, has, key.replace("_", " "), had)
+            text = "%s: the %s %s are not the %s that its runs had, or an earlier version labelled or showed them"
+            log.warning(f"{text} in another way", name, has, key.replace("_", " "), had)
 
 
 def detector_of(output: Path, prepared: Prepared) -> Path:
@@ -369,16 +372,20 @@ def _remove_others(files: Sequence[Path], output: Path) -> None:
                 other.parent.rmdir()
 
 
-def _log_result(store: Store, run_id: str, output: Path) -> str:
-    """Log what `_train_all` has written; returns the MLflow run, which is another if that has metrics of an earlier."""
+def _metrics_of(output: Path) -> dict[str, float]:
+    """The metrics that `_train_all` has written."""
     result = read_result(output)
     assert result is not None
     known = {name: value for name, value in result.metrics.items() if value is not None}
-    known["data/real_images"] = float(result.data["images"])
-    run_id = store.without_other_metrics(run_id, known)
+    return known | {"data/real_images": float(result.data["images"])}
+
+
+def _log_result(store: Store, run_id: str, output: Path, metrics: Mapping[str, float]) -> None:
+    """Log what `_train_all` has written."""
+    result = read_result(output)
+    assert result is not None
     named = {"boxtwin.condition_name": result.data["condition"], "boxtwin.note": NO_TEST}
     store.tag(run_id, {**tags(dict(result.provenance)), **named})
-    store.log_metrics(run_id, known)
+    store.log_metrics(run_id, metrics)
     files = (RESULT_FILE, "detections.json", CONFIGURATION, "folds.json")
     store.log_files(run_id, [output / name for name in files])
-    return run_id

@@ -25,21 +25,26 @@ def alike(samples: Sequence[Sample], others: Sequence[Sample], beside: Sequence[
     )
 
 
-def repeated(samples: Sequence[Sample]) -> dict[str, str]:
-    """Names of the ``samples`` that equal, or nearly equal, an earlier one, each with the name of the first such."""
+def repeated(samples: Sequence[Sample], beside: Sequence[Sample] = ()) -> dict[str, str]:
+    """Names of the ``samples`` that equal, or nearly equal, an earlier one, each with the name of the first such.
+
+    ``beside`` as for `alike`.
+    """
     signed = [sample for sample in samples if sample.signature]
     signatures = [sample.signature for sample in signed if sample.signature]
-    earlier: dict[str, set[str]] = defaultdict(set)
-    for i, j in nearly_same(signatures, signatures):
+    rest = [sample.signature for sample in beside if sample.signature]
+    earlier: dict[str, set[int]] = defaultdict(set)  # places among the samples
+    place = {sample.name: number for number, sample in enumerate(samples)}
+    for i, j in nearly_same(signatures, signatures, rest):
         if j < i:
-            earlier[signed[i].name].add(signed[j].name)
-    first: dict[str, str] = {}  # image of each file's content, and of each image's pixels
-    for sample in samples:
-        for content in filter(None, (sample.sha256, sample.signature and sample.signature.sha256)):
-            if (other := first.setdefault(content, sample.name)) != sample.name:
-                earlier[sample.name].add(other)
+            earlier[signed[i].name].add(place[signed[j].name])
+    first: dict[str, int] = {}  # image of each file's content, and of each image's pixels
     copies: dict[str, str] = {}
-    for sample in samples:
-        if of := [one.name for one in samples if one.name in earlier[sample.name] and one.name not in copies]:
-            copies[sample.name] = of[0]
+    for number, sample in enumerate(samples):
+        for content in filter(None, (sample.sha256, sample.signature and sample.signature.sha256)):
+            if (other := first.setdefault(content, number)) != number:
+                earlier[sample.name].add(other)
+        originals = [one for one in sorted(earlier.get(sample.name, ())) if samples[one].name not in copies]
+        if originals:
+            copies[sample.name] = samples[originals[0]].name
     return copies

@@ -31,7 +31,7 @@ class Lineage:
             raise ValueError(f"variations count from 1, got {self.variation} for {self.source}")
 
 
-class Crowds(NamedTuple):
+class CrowdAreas(NamedTuple):
     """Areas that hold objects without boxes of their own: nothing in them is to be labelled or counted."""
 
     boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels
@@ -43,7 +43,7 @@ class Crowds(NamedTuple):
         return bool((shares_inside(np.array(box, dtype=np.float64), crowds) >= IN_CROWD).any())
 
 
-NO_CROWDS = Crowds(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))
+NO_CROWDS = CrowdAreas(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +82,9 @@ class Sample:
         return read_image(self.path, self.reading)
 
     @property
-    def crowds(self) -> Crowds:
+    def crowds(self) -> CrowdAreas:
         """The crowds among its objects."""
-        return Crowds(self.boxes[self.crowd], self.labels[self.crowd])
+        return CrowdAreas(self.boxes[self.crowd], self.labels[self.crowd])
 
     @property
     def object_boxes(self) -> Float[np.ndarray, "m 4"]:

@@ -23,18 +23,18 @@ Range = tuple[float, float]
 Sides = tuple[int, int, int]
 
 
-def longer_sides(typical: Sequence[Sample], every: Sequence[Sample]) -> Sides:
-    """The longer sides, in pixels, of the smallest of ``every`` image, the median ``typical`` one, and the largest."""
+def range_of_sides(typical: Sequence[Sample], every: Sequence[Sample]) -> Sides:
+    """Longer sides in pixels: the least of all images, the median of the ``typical`` ones, the greatest of all."""
     sides = [max(sample.width, sample.height) for sample in every]
     median = float(np.median([max(sample.width, sample.height) for sample in typical]))
     return min(sides), round(median), max(sides)
 
 
 def relative_size(width: int, height: int, sides: Sides) -> float:
-    """How long an image is beside a typical one of a data set with these `longer_sides`; 1 if it is as large as these.
+    """How long an image is beside a typical one of a data set (`range_of_sides`); 1 if it is as large as its images.
 
     A network shows it at the scale of the typical one, so that objects are as large as in training. It is fitted into
-    the input only if it is as large as the images of the data set, since these are.
+    the input only if it is as large as the images of the data set, as those are.
     """
     longer = max(width, height)
     return 1.0 if sides[0] <= longer <= sides[2] else longer / sides[1]
@@ -67,7 +67,7 @@ class TrainingImages:
             ranges.append((float(values.min()) - room, float(values.max()) + room))
         labels = [label for sample in images for label in set(sample.object_labels.tolist())]
         holding = (len(images), *np.bincount(labels).tolist()) if labels else (len(images),)
-        return cls(longer_sides(images, same_sized), ranges[0], ranges[1], holding)
+        return cls(range_of_sides(images, same_sized), ranges[0], ranges[1], holding)
 
     def plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""

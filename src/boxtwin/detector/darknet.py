@@ -34,7 +34,7 @@ class DarknetReport(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the network has no value left that it had."""
+        """Whether every weight of the network was read."""
         return not self.skipped and not self.partly
 
     def __str__(self) -> str:

@@ -81,7 +81,7 @@ def count_scatter(
     for axes in grid[panels:]:
         axes.set_axis_off()
     if len(classes) > 1 and (more := int((objects > 0).sum()) - len(shown)):
-        figure.supxlabel(f"{more} classes with fewer objects are not shown alone", fontsize=9)
+        figure.supxlabel(f"not shown alone, with fewer objects: {more} of {len(classes)} classes", fontsize=9)
     save(figure, path)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from boxtwin.boxes import Box, iou_matrix
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import NO_CROWDS, Crowds, Decision, Detections, Judgement, PropagatedBox
+from boxtwin.datasets.sample import NO_CROWDS, CrowdAreas, Decision, Detections, Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import (
     Match,
@@ -105,7 +105,7 @@ class Carry:
         boxes: Float[np.ndarray, "n 4"],
         labels: Int[np.ndarray, " n"],
         image: str = "",  # noqa: ARG002
-        crowds: Crowds = NO_CROWDS,
+        crowds: CrowdAreas = NO_CROWDS,
     ) -> Judgement:
         """Judge ``boxes`` (xyxy, pixels); see the class for how. No object is new in a crowd.
 
@@ -126,9 +126,7 @@ class Carry:
         if self.detectors is None or self.new_objects is NewObjects.ignore:
             return Judgement(tuple(propagated))
         known = np.array([*claimed, *(one.box for one in propagated if one.decision == "shifted")]).reshape(-1, 4)
-        places = [
-            place for place in self.detectors.clearly_new(pair.in_variation) if not crowds.hold(place.box, place.label)
-        ]
+        places = self.detectors.clearly_new(pair.in_variation, crowds)
         new = [place for place in places if is_beside(place.box, known) and self._is_new(pair, place)]
         if new and self.new_objects is NewObjects.refuse:
             listed = ", ".join(f"[{', '.join(f'{side:.0f}' for side in place.box)}]" for place in new[:5])
@@ -180,14 +178,10 @@ class Carry:
             present = not was_detected and values["response"] >= LIKELY_RESPONSE
         return _Measured(box, label, match, matched, present, values)
 
-    def _decide(self, measured: Sequence[_Measured], pair: _Pair, crowds: Crowds) -> list[PropagatedBox]:
+    def _decide(self, measured: Sequence[_Measured], pair: _Pair, crowds: CrowdAreas) -> list[PropagatedBox]:
         new = []  # objects that the detectors detect in the variation alone
         if self.detectors is not None:
-            places = [
-                place
-                for place in self.detectors.agreements(pair.in_variation)
-                if not crowds.hold(place.box, place.label)
-            ]
+            places = self.detectors.agreements(pair.in_variation, crowds)
             new = [place for place in places if place.votes >= self.detectors.agree and self._is_new(pair, place)]
         taken = [one.box for one in measured if one.present]
         decided: dict[int, PropagatedBox] = {}

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from boxtwin.boxes import Box, iou_matrix, shares_inside
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Detections, Sample
+from boxtwin.datasets.sample import CrowdAreas, Detections, Sample
 
 # Least overlap of a detection and the object that it means: a box of 4 pixels, one pixel off in x and y, has 0.39.
 SAME_OBJECT = 0.3
@@ -32,7 +32,7 @@ class Member(NamedTuple):
 
     detect: Callable[[Pixels], Detections]
     thresholds: tuple[float, ...]  # of an object of each class: counts come out right
-    new_threshold: float  # of an object that the source lacks: hardly ever passed where there is none
+    new_thresholds: tuple[float, ...]  # of one that the source lacks, not lower: hardly ever passed where none is
 
 
 class AgreedObject(NamedTuple):
@@ -103,14 +103,15 @@ class Ensemble:
         """Detections of each member."""
         return [member.detect(pixels) for member in self.members]
 
-    def agreements(self, detections: Sequence[Detections]) -> list[AgreedObject]:
-        """All places where some member detects an object."""
-        return agreements(detections, [member.thresholds for member in self.members])
+    def agreements(self, detections: Sequence[Detections], crowds: CrowdAreas) -> list[AgreedObject]:
+        """All places where some member detects an object that belongs to no crowd."""
+        places = agreements(detections, [member.thresholds for member in self.members])
+        return [place for place in places if not crowds.hold(place.box, place.label)]
 
-    def clearly_new(self, detections: Sequence[Detections]) -> list[AgreedObject]:
-        """Objects that enough members detect above their `Member.new_threshold`."""
-        places = agreements(detections, [member.new_threshold for member in self.members])
-        return [place for place in places if place.votes >= self.agree]
+    def clearly_new(self, detections: Sequence[Detections], crowds: CrowdAreas) -> list[AgreedObject]:
+        """Objects of no crowd that enough members detect above their `Member.new_thresholds`."""
+        places = agreements(detections, [member.new_thresholds for member in self.members])
+        return [place for place in places if place.votes >= self.agree and not crowds.hold(place.box, place.label)]
 
     def score(self, detections: Sequence[Detections], box: Box, label: int) -> float:
         """Mean over the members of the best score of a detection of this class on ``box``, 0 where there is none."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import Crowds, Judgement, PropagatedBox
+from boxtwin.datasets.sample import CrowdAreas, Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import channels, strongest_contrast
 from boxtwin.labels.ensemble import AGREED_OVERLAP, Ensemble, Member
@@ -25,7 +25,7 @@ def judge_by_agreement(
     boxes: Any,  # noqa: ARG001
     labels: Any,  # noqa: ARG001
     image: str,  # noqa: ARG001
-    crowds: Crowds,
+    crowds: CrowdAreas,
 ) -> Judgement:
     """Take the boxes that enough detectors agree on, and refuse images about which they disagree.
 
@@ -38,9 +38,7 @@ def judge_by_agreement(
     box with their mean; ``contrast``, as in `Carry`.
     """
     pairs = channels(pixels, pixels)
-    places = [
-        place for place in ensemble.agreements(ensemble.detect(pixels)) if not crowds.hold(place.box, place.label)
-    ]
+    places = ensemble.agreements(ensemble.detect(pixels), crowds)
     agreed = [place for place in places if place.votes >= ensemble.agree]
     found = []
     for place in agreed:

@@ -325,7 +325,7 @@ def make_detector(prepared: Prepared, pretrained: Path | None = None) -> Detecto
         )
     if detector.weights is not None:
         log.info("%s: %s", detector.weights, report := read_initial_weights(module, Path(detector.weights)))
-        check_whole(prepared.config, report)
+        check_whole(prepared.steps, Path(detector.weights), report)
     return module
 
 

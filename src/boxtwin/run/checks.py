@@ -40,13 +40,13 @@ PUBLISHED_WEIGHTS = {
 VARIATIONS = "variations"  # the pre-training on the split's own variations
 
 
-def make_reading(config: BoxtwinConfig) -> Reading:
-    """The settings for decoding image files; raises `InputError` if one is wrong."""
-    node = config.dataset
+def make_reading(config: BoxtwinConfig, place: str = "dataset") -> Reading:
+    """The settings for decoding the image files of a data set; raises `InputError` if one is wrong."""
+    node = config.dataset if place == "dataset" else config.pretraining.dataset
     try:
         return Reading(node.orientation, node.page, node.channels, node.max_pixels)
     except ValueError as error:
-        raise InputError(f"dataset.page, dataset.channels or dataset.max_pixels: {error}") from None
+        raise InputError(f"{place}.page, {place}.channels or {place}.max_pixels: {error}") from None
 
 
 def _check_pretraining(config: BoxtwinConfig) -> None:
@@ -85,7 +85,7 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining={options.name} would not see its own images: set pretraining.per_image=0 (and compare it "
             f"with pretraining={VARIATIONS} by a command for each)"
         )
-    make_reading(replace(config, dataset=options.dataset))
+    make_reading(config, "pretraining.dataset")
     for name, folder in (("unlabelled", options.dataset.unlabelled), ("empty", options.dataset.empty)):
         if folder is not None:
             raise InputError(
@@ -120,15 +120,17 @@ def _check_steps(config: BoxtwinConfig) -> None:
         )
     weights, anchors = config.detector.weights, config.detector.anchors
     if trainer.steps == 0 and config.pretraining.name == NO_PRETRAINING and weights is not None:
-        own, cure = Anchors.weights, "set detector.anchors=weights"
-        if Path(weights).suffix != ENDING:
-            own, cure = Anchors.published, "a Darknet file holds no anchors; test the detector.safetensors of a run"
-            if config.detector.architecture.value in PUBLISHED_ANCHORS:
-                cure = "of a published Darknet file, set detector.anchors=published (files of others hold no anchors)"
-        if anchors is not own:
+        is_darknet = Path(weights).suffix != ENDING
+        if is_darknet and anchors is not Anchors.published:
+            raise InputError(
+                f"trainer.steps=0 tests {weights} as it is, and a Darknet file holds no anchors, without which it "
+                "predicts something else: of a published file, set detector.anchors=published; of your own, test the "
+                "detector.safetensors of its run"
+            )
+        if not is_darknet and anchors is not Anchors.weights:
             raise InputError(
                 f"trainer.steps=0 tests {weights} as it is, and detector.anchors={anchors.value} would change what it "
-                f"predicts; {cure}"
+                "predicts; set detector.anchors=weights"
             )
     if trainer.steps and not 0 <= warmup < trainer.steps:
         fewest = (warmup // trainer.validations + 1) * trainer.validations
@@ -157,12 +159,12 @@ def with_steps(config: BoxtwinConfig, labelled: int, extra: int) -> BoxtwinConfi
     return config
 
 
-def check_whole(config: BoxtwinConfig, report: DarknetReport) -> None:
+def check_whole(steps: int, path: Path, report: DarknetReport) -> None:
     """Raise `InputError` if initial weights that are tested as they are leave a part of the network random."""
-    if config.trainer.steps == 0 and not report.whole:
+    if steps == 0 and not report.whole:
         raise InputError(
-            f"trainer.steps=0 tests {config.detector.weights} as it is, and of it {report}: it has other classes than "
-            "the data set, or is cut off; train, or give weights of the same classes"
+            f"trainer.steps=0 tests {path} as it is, but a part of the network would stay random ({report}): the file "
+            "has other classes or fewer heads, or is cut off. Train, or give weights of the same network and classes"
         )
 
 
@@ -217,14 +219,14 @@ def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
             "which share every batch equally"
         )
-    if here and trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
-        raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     if trainer.accelerator not in ACCELERATORS:
         raise InputError(f"trainer.accelerator={trainer.accelerator} is none of {', '.join(ACCELERATORS)}")
-    if here and trainer.accelerator not in ("auto", "cpu") and not has_accelerator(trainer.accelerator):
+    if here and not has_accelerator(trainer.accelerator):
         raise InputError(
             f"trainer.accelerator={trainer.accelerator}: PyTorch finds no such device here; take auto or cpu"
         )
+    if here and trainer.precision is Precision.float16 and not on_gpu(lightning_accelerator(trainer.accelerator)):
+        raise InputError("trainer.precision=float16 needs a GPU; CPUs take float32 or bfloat16")
     _check_sizes(config)
     _check_pretraining(config)
     make_reading(config)

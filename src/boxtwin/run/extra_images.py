@@ -18,7 +18,7 @@ from boxtwin.datasets.levels import check_depth
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.splits import Split, scenes_of
-from boxtwin.datasets.training_images import longer_sides, relative_size
+from boxtwin.datasets.training_images import range_of_sides, relative_size
 from boxtwin.errors import InputError
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import LabelOptions
@@ -52,7 +52,8 @@ class ExtraImages:
 def label_method(dataset: Dataset) -> PseudoLabels:
     """How unlabelled images get boxes: as variations by ``labels=pseudo`` (conf/labels/pseudo.yaml)."""
     options = LabelOptions(name="pseudo", detectors=DETECTORS, agree=AGREE)
-    return PseudoLabels(options, Variations(dataset, "unlabelled", "none"))
+    # These images have no crowds, whatever those of the data set have.
+    return PseudoLabels(options, Variations(replace(dataset, samples=()), "unlabelled", "none"))
 
 
 def read_extra_images(config: BoxtwinConfig, dataset: Dataset, split: Split) -> ExtraImages:
@@ -93,19 +94,19 @@ def scales(samples: Sequence[Sample]) -> list[list[float]]:
 
 def _at_scale_of(dataset: Dataset, samples: Sequence[Sample], setting: str) -> tuple[Sample, ...]:
     """The images with their size beside those of the data set; a warning says if some are larger or smaller."""
-    sides = longer_sides(dataset.samples, dataset.samples)
+    sides = range_of_sides(dataset.samples, dataset.samples)
     sized = tuple(replace(one, relative_size=relative_size(one.width, one.height, sides)) for one in samples)
     if others := [one for one in sized if one.relative_size != 1.0]:
         longest = [max(one.width, one.height) for one in others]
         found, usual = _range(min(longest), max(longest)), _range(sides[0], sides[2])
         log.warning(
             f"{setting}: {len(others)} of {len(sized)} images have a longer side of {found} pixels, and those of the "
-            f"data set {usual}: objects are shown as large as in an image of {sides[1]} pixels"
+            f"data set {usual}: they are shown at the scale of an image of {sides[1]} pixels"
         )
         if setting == "dataset.unlabelled" and max(longest) > sides[2]:
             log.warning(
-                f"{setting}: detectors that disagree anywhere in an image leave it out; cut large images into ones "
-                f"of {sides[1]} pixels, so that more of them is used"
+                f"{setting}: an image about which detectors disagree is left out whole; cut large images into ones of "
+                f"{sides[1]} pixels, so that more of them is used"
             )
     return sized
 

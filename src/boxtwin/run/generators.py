@@ -23,7 +23,7 @@ from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Generator, Json, hash_of
 from boxtwin.synthesis.manifest import fingerprint
 from boxtwin.synthesis.redraw import Redrawing
-from boxtwin.synthesis.sensor import FIT_VERSION
+from boxtwin.synthesis.sensor import FIT_VERSION, is_enlarged
 from boxtwin.synthesis.setting_types import check_types
 
 
@@ -106,4 +106,5 @@ def fit_key(config: BoxtwinConfig, training: Sequence[Sample]) -> str | None:
     if not config.pretraining.fit:
         return None
     images = [[sample.name, fingerprint(sample)] for sample in training]
-    return hash_of([FIT_VERSION, images, config.detector.image_size])[:12]
+    side = config.detector.image_size
+    return hash_of([FIT_VERSION + is_enlarged(training, side), images, side])[:12]

@@ -14,7 +14,7 @@ from pathlib import Path
 from boxtwin.config.identity import NO_PRETRAINING, long_hash, run_name
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.sample import DECISIONS, Detections, Sample
-from boxtwin.datasets.training_images import longer_sides, relative_size
+from boxtwin.datasets.training_images import range_of_sides, relative_size
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
 from boxtwin.evaluation.coco_metrics import coco_by_class
@@ -149,7 +149,8 @@ def _member(prepared: Prepared, title: str) -> Member:
     thresholds: tuple[float, ...] = (trained.count_threshold,)
     if classes > 1:  # a file that was written for labelling alone has one for all classes
         thresholds = choose_thresholds(validation, outside_crowds(validation, on_validation), classes).by_class
-    return Member(detect, thresholds, new_object_threshold(validation, on_validation, trained.count_threshold))
+    new = new_object_threshold(validation, on_validation, trained.count_threshold)
+    return Member(detect, thresholds, tuple(max(new, each) for each in thresholds))
 
 
 def _train(prepared: Prepared, path: Path, title: str) -> None:
@@ -176,7 +177,7 @@ def on_device(prepared: Prepared, trained: TrainedDetector) -> Callable[[Pixels]
     An image of another size than those of the data set is shown at their scale; see `relative_size`.
     """
     trained.module.to("cuda" if on_gpu(prepared.accelerator) else "cpu")
-    spec, sides = trained.spec, longer_sides(prepared.dataset.samples, prepared.dataset.samples)
+    spec, sides = trained.spec, range_of_sides(prepared.dataset.samples, prepared.dataset.samples)
 
     def detect(pixels: Pixels) -> Detections:
         height, width = pixels.shape[:2]

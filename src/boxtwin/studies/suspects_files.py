@@ -99,11 +99,11 @@ def _applied(
             for one in ids:
                 entries[one]["category_id"] = new["category_id"]
         else:
-            moved, removed = ids[: suspect.kind == "badly placed"], ids[suspect.kind == "badly placed" :]
+            moved = ids[:1] if suspect.kind == "badly placed" else ()
             for one in moved:
                 entries[one].pop("segmentation", None)  # it is that of the other place
                 entries[one].update(new)
-            for one in removed:
+            for one in ids[len(moved) :]:
                 entries.pop(one)
     note = f"Suggestions of boxtwin with a score of {APPLIED_FROM} or more are applied; no person has confirmed them."
     info = content.get("info") if isinstance(content.get("info"), dict) else {}

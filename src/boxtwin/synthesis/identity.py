@@ -86,7 +86,8 @@ def identity_of(
     if unlabelled is not None:
         learnt.append((UNLABELLED, unlabelled))
         # These images are not known yet, and change what follows from all that it learns from.
-        parameters = {name: parameters[name] for name in parameters.keys() - generator.parameters_of(training).keys()}
+        of_training = generator.parameters_of(training)
+        parameters = {name: value for name, value in parameters.items() if name not in of_training}
     return StoreIdentity(
         dataset=dataset,
         generator=generator.name,

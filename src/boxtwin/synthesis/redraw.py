@@ -20,10 +20,10 @@ from boxtwin.synthesis.ddpm.base import Canvas
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Json, hash_of
 from boxtwin.synthesis.manifest import fingerprint
-from boxtwin.synthesis.sensor import calm_statistics, dithered, level_of, matched, seen
+from boxtwin.synthesis.sensor import calm_statistics, dithered, is_enlarged, level_of, matched, seen
 
 NEAREST = 3  # training images, one of which a chip is matched to
-VERSION = 2  # raised whenever the same settings and images give other pixels
+VERSION = 1  # raised whenever the same settings and images give other pixels
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Redrawing:
         """Twelve hexadecimal digits: a hash of all that the changed images follow from."""
         drawn = self.model and {"version": self.model.version(self.training), **self.model.parameters()}
         training = [[sample.name, fingerprint(sample)] for sample in self.training]
-        return hash_of([VERSION, self.simulation, training, self.side, drawn])[:12]
+        version = VERSION + is_enlarged(self.training, self.side)
+        return hash_of([version, self.simulation, training, self.side, drawn])[:12]
 
     def make(self, root: Path, simulate: Callable[[], object], models: Path) -> Path:
         """The folder of the changed images of the data set in ``root``, made if it is missing, beside it.

@@ -22,7 +22,7 @@ from boxtwin.synthesis.arrays import Plane, Planes, lies_inside, padded_to, plan
 from boxtwin.synthesis.silhouettes import SQUARE, Silhouette, silhouettes_of
 
 TILE = 32  # pixels
-FIT_VERSION = 2  # raised whenever `fit_to` gives other values for the same images
+FIT_VERSION = 1  # raised whenever `fit_to` gives other values for the same images; see `is_enlarged`
 LEAST_OBJECTS = 5  # from which sizes can be told
 SMEAR = 2.0  # pixels by which an image makes a hull broader
 LEAST_LENGTH = 24  # pixels: from which the breadth of a hull can be told
@@ -126,9 +126,15 @@ def seen(sample: Sample, side: int) -> Pixels:
     pixels = sample.read()
     grey = pixels if pixels.ndim == 2 else np.rint(pixels.mean(axis=2)).astype(np.uint8)
     scale = side / max(grey.shape)
-    height, width = (max(round(size * scale), TILE) for size in grey.shape)
+    least = TILE if scale < 1 else 1
+    height, width = (max(round(size * scale), least) for size in grey.shape)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR  # as `boxtwin.mixing.letterbox` does
     return np.asarray(cv2.resize(grey, (width, height), interpolation=method))
+
+
+def is_enlarged(training: Sequence[Sample], side: int) -> bool:
+    """Whether the detector sees an image enlarged, for versions: before, such images were taken as they are."""
+    return any(max(sample.width, sample.height) < side for sample in training)
 
 
 def calm_statistics(values: Plane) -> CalmStatistics:

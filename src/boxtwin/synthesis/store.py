@@ -24,7 +24,7 @@ from tqdm import tqdm
 from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels, encode_png, read_image
 from boxtwin.datasets.reading import Reading
-from boxtwin.datasets.sample import Crowds, Dataset, Judgement, Lineage, Sample
+from boxtwin.datasets.sample import CrowdAreas, Dataset, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, remove_unwritten, write_bytes_atomically
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 MODELS = "models"  # below the folder of all stores: what generators have learnt
 
 # Source, variation, the boxes and labels that the generator says are in it, its path in the store, the source's crowds.
-Judge = Callable[[Pixels, Pixels, Boxes, Int[np.ndarray, " n"], str, Crowds], Judgement]
+Judge = Callable[[Pixels, Pixels, Boxes, Int[np.ndarray, " n"], str, CrowdAreas], Judgement]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from conftest import MakeCoco
 from PIL import Image
 
@@ -320,14 +321,29 @@ def test_files_are_read_as_their_sources_are(
     assert generator.version([sample]) > generator.version([source])
 
 
-def test_of_one_channel_a_grey_file_is_all_there_is(make_coco: MakeCoco, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("channels", "file", "expected"),
+    [
+        ((1,), (77,), (77,)),  # of one channel, a grey file is that channel
+        ((2, 1, 0), (77,), (77, 77, 77)),
+        ((4, 3, 2), (10, 20, 60), (10, 20, 60)),  # RGB of a source of five bands
+        ((4,), (10, 20, 60), (30,)),  # as any colour becomes grey
+    ],
+)
+def test_files_without_the_channels_of_their_source_are_read_as_they_are(
+    make_coco: MakeCoco, tmp_path: Path, channels: tuple[int, ...], file: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     source = make_coco(images=1).read().samples[0]
-    cv2.imwrite(str(source.path), np.full((64, 64, 3), (10, 20, 30), dtype=np.uint8))
-    sample = replace(source, width=64, height=64, reading=Reading(channels=(1,)))
-    folder = tmp_path / "made"
-    picture(folder / f"{source.path.stem}_v01.png", 77, 64, 64)
+    bands = np.random.default_rng(0).integers(0, 256, (64, 64, 5), dtype=np.uint8)
+    path = source.path.with_suffix(".tif")
+    tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="contig")
+    sample = replace(source, path=path, width=64, height=64, reading=Reading(channels=channels))
+    (folder := tmp_path / "made").mkdir()
+    pixels = np.full((64, 64, len(file)), file[::-1], dtype=np.uint8)
+    cv2.imwrite(str(folder / f"{source.path.stem}_v01.png"), pixels[:, :, 0] if len(file) == 1 else pixels)
     generator = Folder(path=str(folder), resize=False)
     generator.match([sample])
     (variation,) = generator.vary([Request(sample, 1, 0)])
     assert isinstance(variation, Variation)
-    assert (variation.pixels.shape, set(variation.pixels.ravel().tolist())) == ((64, 64), {77})
+    assert variation.pixels.shape == sample.read().shape
+    assert {tuple(np.atleast_1d(pixel).tolist()) for row in variation.pixels for pixel in row} == {expected}

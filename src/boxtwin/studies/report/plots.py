@@ -268,7 +268,7 @@ def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchan
                 level = [100 * each.row.estimates["map_50"].mean] * 2
                 axes.plot([least, each.worth], level, color=style["color"], linestyle=":", linewidth=1.4)
     left_out = len(lines) - len(shown)
-    more = f"; {left_out} treatments at one number of images are left out" if left_out else ""
+    more = f"; not shown: {left_out} of {len(lines)} treatments, at one number of images" if left_out else ""
     axes.set_title(f"95 % intervals over seeds; hollow: fewer than {LEAST_PAIRS} seeds{more}", fontsize=10)
     _sizes_axis(axes, sizes, "real training images", "AP50, percent")
     return Drawing(as_svg(canvas), sentence("sizes_in_words", lines=shown))

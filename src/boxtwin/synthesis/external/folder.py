@@ -38,6 +38,7 @@ class Folder(Generator):
     with ``v01`` or ``1`` in it. Sources in folders are named with them, or without where the name alone is clear.
     Files that begin with a dot, and those that are no images by their ending, are left alone.
 
+    Files are read with the channels (``dataset.channels``), where they have them, and the orientation of their source.
     Images must have their source's size; with ``resize`` those of the same shape are brought to it. Depth and channels
     become the source's: 8 bit become 16 full scale to full scale (`widened`), 16 bit become 8 by the full ranges,
     colour becomes grey by the mean of the channels, also where grey is stored as colour: most models tint it.
@@ -62,7 +63,7 @@ class Folder(Generator):
     def version(self, training: Sequence[Sample]) -> int:
         """2 of 16 bit: 8 bit images were spread over the whole range before. Others came out as they do now.
 
-        One more where files are not read as usual (``dataset.channels``, ``dataset.orientation``): files were.
+        Two more where ``dataset.channels`` or ``dataset.orientation`` is set: they were ignored before.
         """
         unusual = any(replace(one.reading, page=None) != Reading(max_pixels=one.reading.max_pixels) for one in training)
         return 1 + any(sample.bits > 8 for sample in training) + 2 * unusual
@@ -144,18 +145,21 @@ class Folder(Generator):
 
 
 def _read(file: Path, as_source: Reading) -> Pixels:
-    """The pixels of a file, turned and with the channels as its source's; raises OSError as `read_image` does.
+    """The pixels of a file, turned as its source and with the same channels; raises OSError as `read_image` does.
 
-    Of a grey file that is all there is.
+    A grey file of a source of which one channel is read is that channel. A file that lacks the channels, such as the
+    RGB that most tools make of a source of five bands, is read as it is.
     """
-    reading = Reading(as_source.orientation, max_pixels=as_source.max_pixels)
+    plain = Reading(as_source.orientation, max_pixels=as_source.max_pixels)
     if as_source.channels is None:
-        return read_image(file, reading)
+        return read_image(file, plain)
     if len(as_source.channels) == 1:
-        with suppress(OSError):  # of a file of several bands, which needs the channels to be read
-            if (grey := read_image(file, reading)).ndim == 2:
+        with suppress(OSError):  # a file of several bands cannot be read without saying which
+            if (grey := read_image(file, plain)).ndim == 2:
                 return grey
-    return read_image(file, replace(reading, channels=as_source.channels))
+    with suppress(OSError):
+        return read_image(file, replace(plain, channels=as_source.channels))
+    return read_image(file, plain)
 
 
 def _parse(file: Path) -> tuple[str, int] | None:
