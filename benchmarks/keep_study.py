@@ -92,7 +92,7 @@ METRICS = {  # column of comparison.csv: label of the axis, factor, color
 
 
 def forest_plot(comparison: Path, picture: Path) -> None:
-    """Draw the differences to no variations with their 95 % intervals, one row a condition.
+    """Draw the differences to no variations with their 95 % intervals, one row a condition; nothing without such rows.
 
     Args:
         comparison: comparison.csv of a study, whose conditions have enough seeds for intervals.
@@ -100,6 +100,9 @@ def forest_plot(comparison: Path, picture: Path) -> None:
     """
     with comparison.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("map_50_change_low95")]
+    if not rows:  # a study without variations
+        picture.unlink(missing_ok=True)
+        return
     rows.sort(key=lambda row: (row["split"], row["generator"], int(row["variations"])), reverse=True)
     before = [row.get("pretraining") or NO_PRETRAINING for row in rows]
     names = [

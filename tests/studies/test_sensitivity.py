@@ -40,6 +40,18 @@ def test_a_set_up_that_could_not_have_seen_a_gain() -> None:
     assert "but a gain from what was tried is" in said(seeing).sentences[0]
 
 
+@pytest.mark.parametrize(
+    "treatment",
+    [{"unlabelled_images": "70-3f2a91bc0d12"}, {"pretraining.name": "sar_scenes", "pretraining.steps": "912"}],
+)
+def test_treatments_share_the_positive_control_of_real_images_alone(treatment: dict[str, str]) -> None:
+    conditions: list[tuple[dict[str, str], float, float, int]] = [({}, 40, 0.6, 6), ({}, 80, 0.7, 6)]
+    for plain, lacks_control in ((conditions, False), (conditions[:1], True)):
+        runs, figures = simulate_settings([*plain, (treatment, 40, 0.6, 6)], seed_noise=0.005)
+        section = sensitivity_section(study_of(runs, condition_table(runs), figures))
+        assert ("There is no positive control" in " ".join(section.sentences)) == lacks_control
+
+
 def test_losses_are_no_gains() -> None:
     """Of variations, which do not show that the study detects gains; and of more real images."""
     blind = [("s1", 0, "none", 80.0, 0.6), *PLAIN[1:], ("s2", 2, "pixel_ddpm", 40.0, 0.5)]

@@ -19,7 +19,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
 from boxtwin.config.identity import NO_PRETRAINING
-from boxtwin.studies.comparison import Contrast, ResampledMetrics
+from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, ResampledMetrics
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides
 from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefix_of
 from boxtwin.studies.inference import (
@@ -82,6 +82,12 @@ def treatment_of(row: Row) -> str:
 def untreated(values: Values) -> dict[str, str]:
     """Settings of a setup without those of a treatment and the steps, which may be the best for each treatment."""
     return {k: v for k, v in values.items() if k.split(".")[0] not in OF_TREATMENT and k != STEPS}
+
+
+def setup_without_treatment(row: Row) -> frozenset[tuple[str, str]]:
+    """All settings of a condition, the steps too, but those of a treatment and of the draw of images."""
+    treatment = (*OF_TREATMENT, *EXTRA_IMAGES.values())
+    return frozenset((k, v) for k, v in row.condition if k.split(".")[0] not in treatment and k != DEVICE)
 
 
 def size_curves(rows: Sequence[Row], contrasts: Sequence[Contrast] = ()) -> list[dict[str, list[Row]]]:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from boxtwin.errors import InputError
 from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
-from boxtwin.studies.condition_values import DEVICE
 from boxtwin.studies.conditions import Estimate, Row
-from boxtwin.studies.equivalence import OF_TREATMENT
+from boxtwin.studies.equivalence import setup_without_treatment
 from boxtwin.studies.report.sections import is_treated
 from boxtwin.studies.report.summary import AP50, answers, beaten_by_pixels, primary_gains
 from boxtwin.studies.study import Study
@@ -58,14 +57,16 @@ def recommended(study: Study) -> tuple[Row, str]:
     # 1. Of each setup its greatest gain; without any, real images alone, unless another setup's gain is over these.
     best: dict[object, Contrast] = {}
     for contrast in sorted(gains, key=lambda contrast: -contrast.new.estimates[AP50].mean):
-        best.setdefault(_setup(contrast.new), contrast)
+        best.setdefault(setup_without_treatment(contrast.new), contrast)
     candidates: list[tuple[Row, Contrast | None]] = [(each.new, each) for each in best.values()]
     if study.primary:
         candidates = candidates[:1]
     else:
         gaining = {contrast.new.run_ids for contrast in gains}
         beaten = {contrast.old.run_ids for contrast in of_rows if contrast.new.run_ids in gaining}
-        candidates += [(row, None) for row in plain if _setup(row) not in best and row.run_ids not in beaten]
+        candidates += [
+            (row, None) for row in plain if setup_without_treatment(row) not in best and row.run_ids not in beaten
+        ]
     # 2. Of these the best on validation images; where that is not known of any, the greatest gain.
     row, gain = max(candidates, key=lambda each: _validation_ap(each[0]))
     if gain is None:
@@ -86,12 +87,6 @@ def _why_nothing(study: Study, rows: Sequence[Row]) -> str:
         points, images = 100 * fewer.differences[AP50].mean, fewer.new.real_images
         reason += f"; on {images:g} images {fewer.new.name} gains {points:.1f} points of AP50 over {fewer.old.name}"
     return reason
-
-
-def _setup(row: Row) -> object:
-    """All settings of a condition but those of a treatment and of the draw of images."""
-    treatment = (*OF_TREATMENT, *EXTRA_IMAGES.values())
-    return frozenset((k, v) for k, v in row.condition if k.split(".")[0] not in treatment and k != DEVICE)
 
 
 def _validation_ap(row: Row) -> float:

@@ -19,6 +19,7 @@ from boxtwin.studies.equivalence import (
     curve_rows,
     exchange,
     on_validation,
+    setup_without_treatment,
     size_curves,
     step_series,
     treatment_of,
@@ -76,6 +77,8 @@ def treatments_section(study: Study) -> Section | None:
 def sensitivity_section(study: Study) -> Section:
     """Whether the study could have detected a gain, and whether training on real images alone was over."""
     parts = []
+    positive = [contrast.new for contrast in study.contrasts if contrast.kind == "positive control"]
+    controlled = {setup_without_treatment(row) for row in positive}
     for rows in setups(study.rows):
         alike = [contrast for contrast in study.contrasts if contrast.new in rows]
         gains = [contrast.differences[METRIC] for contrast in alike if contrast.kind == "variations"]
@@ -84,6 +87,7 @@ def sensitivity_section(study: Study) -> Section:
             {
                 "title": rows[0].prefix and f"{rows[0].prefix.rstrip(', ')}: ",
                 "positive_controls": [contrast for contrast in alike if contrast.kind == "positive control"],
+                "controlled": setup_without_treatment(rows[0]) in controlled,
                 "alone": not any(map(is_treated, rows)),
                 "gains": gains,
                 "gain_significant": shows_a_gain(alike),
