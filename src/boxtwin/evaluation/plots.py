@@ -49,6 +49,7 @@ def precision_recall_curve(
         if (more := len(shown) - MOST_CURVES) > 0:
             lines += axes.plot([], [], linestyle="none")
             names.append(f"and {more} more")
+        figure.set_figheight(max(4.2, 0.21 * len(names) + 0.1))  # room for the legend
         legend(figure, lines, names, loc="outside right upper", frameon=False, fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall: share of the objects found", ylabel="precision: share right")
     axes.grid(alpha=0.3)
