@@ -27,7 +27,7 @@ def noise(tmp_path: Path) -> Noise:
 
 
 def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, tmp_path: Path, noise: Noise) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
+    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str, crowds: Any) -> Judgement:
         decisions: tuple[Literal["dropped", "shifted", "kept"], ...] = ("dropped", "shifted", "kept")
         return Judgement(
             tuple(
@@ -47,7 +47,7 @@ def test_dropped_boxes_leave_the_labels_but_not_the_manifest(dataset: Dataset, t
 def test_images_whose_labels_are_not_trusted_are_kept_and_not_used(
     dataset: Dataset, tmp_path: Path, noise: Noise
 ) -> None:
-    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
+    def judge(source: Any, pixels: Any, boxes: Any, labels: Any, image: str, crowds: Any) -> Judgement:
         return Judgement((), refused="nothing in it" if len(boxes) == 0 else None)
 
     library = open_library(dataset, tmp_path / "stores", noise, judge=judge, labels="strict")
@@ -70,7 +70,7 @@ def test_a_store_with_other_labels_takes_the_images_over(dataset: Dataset, tmp_p
     first = open_library(dataset, tmp_path / "stores", noise)
     first.make(dataset.samples, 2)
 
-    def nothing(source: Any, pixels: Any, boxes: Any, labels: Any, image: str) -> Judgement:
+    def nothing(source: Any, pixels: Any, boxes: Any, labels: Any, image: str, crowds: Any) -> Judgement:
         return Judgement(())
 
     second = open_library(dataset, tmp_path / "stores", noise, judge=nothing, labels="nothing")
