@@ -27,6 +27,7 @@ from boxtwin.run.generators import check_generators
 log = logging.getLogger(__name__)
 
 CELLS_PER_OBJECT = 2  # of the finest head: smaller objects are hard to find
+VARIATIONS = "variations"  # the pre-training on the split's own variations
 LARGE = 0.9  # quantile of the lengths of objects that crops should show whole
 # Darknet's weights for COCO, from which an architecture can start: those of its own, or of one that it extends.
 PUBLISHED_WEIGHTS = {
@@ -35,9 +36,6 @@ PUBLISHED_WEIGHTS = {
     "yolov3_tiny": "yolov3-tiny.weights",
     "yolov3_tiny_3l": "yolov3-tiny.weights",
 }
-
-
-VARIATIONS = "variations"  # the pre-training on the split's own variations
 
 
 def make_reading(config: BoxtwinConfig, place: str = "dataset") -> Reading:
