@@ -1,4 +1,4 @@
-"""Rows of docs/detector.md: one change to the detector's recipe a row, real images only, several seeds.
+"""Rows of docs/detector.md, one change to the detector's recipe a row, and of docs/results/hrsid200_variations.md.
 
     python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights develop shrunk crops
     python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights report default --seeds 3 --steps 1200
@@ -35,6 +35,12 @@ _CROPS = ("detector.crop=416", f"{_AUGMENTATION}.object_crop_fraction=0.7")
 _HALF = (f"{_AUGMENTATION}.mosaic=0.5",)
 _MOSAIC = ("detector=yolov3_tiny_3l", *_CROPS, f"{_AUGMENTATION}.mosaic=1.0")
 _RESAMPLED = (*_MOSAIC, "dataset.image_size=832")
+_TEN = ("split.train=40", "split.train_size=10", "quality=false")
+_TEN_VARIED = (*_TEN, "variations=10", "variations.synthetic_fraction=0.5", "variations.validation=false")
+_PASTED = (*_TEN_VARIED, "generator=copy_paste")
+_DRAWN = (*_TEN_VARIED, "generator=pixel_ddpm_sketch")
+_HULLS = ("generator.angle=180", "generator.stretch=0.25", "generator.brightness=0.3")
+_GROUNDS = ("generator.grounds=2",)
 ROWS: dict[str, tuple[str, ...]] = {
     "default": (),  # experiment=hrsid200 as it stands
     "shrunk": (*_SHRUNK, f"{_AUGMENTATION}.object_crop_fraction=0", *_HALF),
@@ -47,6 +53,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     "focus_03": (*(v.replace("fraction=0.7", "fraction=0.3") for v in _RESAMPLED), *_ONE),
     "three_cells": (*_RESAMPLED, "detector.cells_per_object=3", "detector.scale_xy=2", *_ONE),
     "iou_objectness": (*_RESAMPLED, "detector.objectness_target=iou"),
+    # Variations of ten real images (docs/results/hrsid200_variations.md). What they have in common is in _TEN_VARIED.
+    "ten": (*_TEN, "variations=0"),
+    "ten_repeat": (*_TEN_VARIED, "generator=repeat"),
+    "ten_pasted": _PASTED,
+    "ten_pasted_hulls": (*_PASTED, *_HULLS),
+    "ten_pasted_grounds": (*_PASTED, *_GROUNDS),
+    "ten_pasted_both": (*_PASTED, *_HULLS, *_GROUNDS),
+    "ten_drawn": _DRAWN,
+    "ten_drawn_objects": (*_DRAWN, "generator.strength=0", "generator.object_strength=0.65", *_HULLS),
+    "ten_drawn_all": (*_DRAWN, "generator.strength=0.3", "generator.object_strength=0.65", *_HULLS, *_GROUNDS),
 }
 
 
