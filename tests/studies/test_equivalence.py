@@ -265,6 +265,25 @@ def test_the_sizes_that_are_named_are_those_that_were_read_off() -> None:
     assert "at 10, 20, 40." in section.sentences[1]
 
 
+def test_points_of_several_kinds_of_device_are_said_to_be_no_paired_difference() -> None:
+    pasted = {"variations.per_image": "10", "generator.name": "copy_paste"}
+    conditions = [({}, 10.0, 0.5, 6), ({}, 20.0, 0.6, 6), ({}, 40.0, 0.65, 6), (pasted, 10.0, 0.55, 6)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+
+    def sentences(devices: Sequence[str]) -> tuple[str, ...]:
+        placed = [
+            replace(run, provenance={"device": devices[int(run.run_id.split("-")[1])], "precision": "32-true"})
+            for run in runs
+        ]
+        section = equivalence_section(study_of(placed, condition_table(placed), figures))
+        assert section is not None
+        return section.sentences
+
+    assert not any("cpu 32-true" in each for each in sentences(["cpu"] * 4))
+    *_, last = sentences(["cpu", "cpu", "H200", "cpu"])
+    assert "H200 32-true, cpu 32-true" in last
+
+
 def test_a_lucky_draw_of_images_is_no_worth_of_a_treatment() -> None:
     """Variations gain nothing on either of two draws of ten images, of which the second is as good as twenty."""
     pasted, drawn = (

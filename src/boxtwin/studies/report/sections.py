@@ -172,6 +172,9 @@ def equivalence_section(study: Study) -> Section | None:
         read_off = {tuple(row.run_ids for row in each.curve): each.curve for each in exchanges}.values()
         sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
         sentences += [sentence("exchange_curve", rows=rows, steps=steps) for rows in read_off]
+        machines = sorted({run.machine for row in (*plain, *treated) for run in row.runs} - {""})
+        if len(machines) > 1:
+            sentences.append(sentence("curves_of_machines", machines=machines))
         plots.append(sizes_picture(curves, exchanges))
     title = WORTH if any(is_treated(row) for row in study.rows) else "AP50 by number of real images"
     return Section(title, tuple(sentences), tuple(plots)) if plots else None
