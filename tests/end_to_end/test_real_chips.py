@@ -228,6 +228,9 @@ def test_labels_that_were_made_wrong_are_suspected(project: Path, study: Path, f
     assert overlap(box_of(found, "suggested_"), place) > 0.5 > overlap(moved["bbox"], place)
     marked = read_json(folder / "corrected_suggestions.json")
     assert len(marked.pop("suspects")) == len(rows)
+    for image in marked["images"]:
+        assert (project / image.pop("path")).is_file()
+        assert image.pop("orientation") == "apply"
     assert marked == content
 
 

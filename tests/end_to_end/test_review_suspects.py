@@ -42,6 +42,9 @@ def test_suspects_are_listed_tried_and_shown_in_the_report(folder: Path) -> None
     assert f"{len(lines)} suspect" in page
     marked = json.loads((listed / "corrected_suggestions.json").read_text())
     assert len(marked.pop("suspects")) == len(lines)
+    for image in marked["images"]:
+        assert (folder / image.pop("path")).is_file()
+        assert image.pop("orientation") == "apply"
     assert marked == content
     result = json.loads(next(folder.glob("multirun/look/*/result.json")).read_text())
     tested = {entry["file_name"] for entry in (*result["counts"], *result["validation_images"])}
@@ -52,6 +55,9 @@ def test_suspects_are_listed_tried_and_shown_in_the_report(folder: Path) -> None
     assert "What the labels may hide" in report
     assert "No person has confirmed these suggestions." in (folder / "reports/look/index.html").read_text()
     run("compare.py annotations=reports/look/suspects/suggestions_applied.json", folder)
+    # The list goes to a tool and comes back.
+    run(f"review.py export=coco store={listed / 'corrected_suggestions.json'} folder=to_correct", folder)
+    assert len(list((folder / "to_correct/images").iterdir())) == len(content["images"])
 
 
 def test_a_folder_of_runs_is_taken_like_a_study(folder: Path) -> None:

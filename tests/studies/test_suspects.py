@@ -216,6 +216,10 @@ def test_files_leave_labels_alone_and_apply_suggestions_apart(tmp_path: Path) ->
     )
     marked = json.loads((tmp_path / "out" / "corrected_suggestions.json").read_text())
     listed = marked.pop("suspects")
+    paths = [image.pop("path", None) for image in marked["images"]]
+    assert [path and Path(path).resolve() for path in paths] == [labelled.path.resolve(), None]
+    for image in marked["images"]:
+        image.pop("orientation", None)
     assert marked == content
     assert {entry["annotation_id"] for entry in listed} == {None, 2, 3, 4}
     lines = list(csv.DictReader((tmp_path / "out" / "suspects.csv").read_text().splitlines()))

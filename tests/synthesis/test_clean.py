@@ -162,7 +162,7 @@ def test_corrected_suspects_stay_without_their_runs(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("kind", ["runs", "records", "neither"])
+@pytest.mark.parametrize("kind", ["runs", "records", "reports alone"])
 def test_runs_and_their_records_stay_without_consent(data: Path, tmp_path: Path, kind: str) -> None:
     folders = [tmp_path / name for name in ("multirun", "mlruns", "reports")]
     run, report = folders[0] / "pollen" / "s1-x0-none-seed0", folders[2] / "pollen" / "index.html"
@@ -175,7 +175,7 @@ def test_runs_and_their_records_stay_without_consent(data: Path, tmp_path: Path,
         (folders[1] / "mlflow.db").write_bytes(b"1")
     command = [sys.executable, "-P", str(PROGRAM), str(data), "--runs", *map(str, folders)]
     printed = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
-    stays = {"runs": folders[::2], "records": folders[1:], "neither": []}[kind]
+    stays = {"runs": folders[::2], "records": folders[1:], "reports alone": folders[2:]}[kind]
     assert [folder for folder in folders if folder.exists()] == stays
     assert all(str(folder) in printed for folder in stays)
     assert not data.exists()

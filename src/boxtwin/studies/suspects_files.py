@@ -10,6 +10,7 @@ import copy
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ def write_suspects(
 ) -> None:
     """Write `LIST_FILE`, `MARKED_FILE` and `SUGGESTED_FILE`; ``samples`` and ``sides`` are by image name.
 
-    Suggestions for training images are not applied: they are of one detector, and change nothing that is scored.
+    Suggestions for training images are not applied: they are of one detector, and change nothing that is scored. Each
+    image has ``path``, its file as seen from the working folder, and how it is read, so that `review.py export=` finds
+    it from another folder.
     """
-    content = load_json(annotations)
+    content = _with_paths(load_json(annotations), samples)
     found = [() if each.index is None else samples[each.name].annotations[each.index] for each in suspects]
     lines: list[dict[str, Any]] = [
         {
@@ -70,6 +73,18 @@ def write_suspects(
     scored = [place for place, each in enumerate(suspects) if sides[each.name] != TRAINING]
     applied = _applied(content, [suspects[k] for k in scored], [found[k] for k in scored], category_ids)
     write_bytes_atomically(folder / SUGGESTED_FILE, json.dumps(applied, indent=1).encode())
+
+
+def _with_paths(content: dict[str, Any], samples: Mapping[str, Sample]) -> dict[str, Any]:
+    """The content of a COCO file whose images say where their files are."""
+    known = {sample.image_id: sample for sample in samples.values()}
+
+    def of(entry: Mapping[str, Any]) -> dict[str, Any]:
+        if (sample := known.get(entry["id"])) is None:
+            return {}
+        return {"path": Path(os.path.relpath(sample.path)).as_posix(), **sample.reading.stated()}
+
+    return {**content, "images": [{**entry, **of(entry)} for entry in content["images"]]}
 
 
 def _applied(
@@ -105,7 +120,10 @@ def _applied(
                 entries[one].update(new)
             for one in ids[len(moved) :]:
                 entries.pop(one)
-    note = f"Suggestions of boxtwin with a score of {APPLIED_FROM} or more are applied; no person has confirmed them."
+    note = (
+        f"Suggestions of boxtwin with a score of {APPLIED_FROM} or more are applied in validation and test images; no "
+        "person has confirmed them."
+    )
     info = content.get("info") if isinstance(content.get("info"), dict) else {}
     return {**content, "info": {**(info or {}), "note": note}, "annotations": list(entries.values())}
 

@@ -42,15 +42,15 @@ def valuable(data: Path) -> dict[Path, str]:
 
 
 def valuable_runs(folders: Sequence[Path]) -> dict[Path, str]:
-    """Folders that hold finished runs, their records in MLflow, or reports on these, with reasons."""
+    """Folders that hold finished runs, their records in MLflow, or reports, with reasons."""
     reasons = {}
     for folder in folders:
         if runs := sum(1 for _ in folder.glob("*/*/result.json")):
             reasons[folder] = f"{runs} finished runs"
         elif (folder / "mlflow.db").exists():
             reasons[folder] = "MLflow's records of runs"
-    if reasons:
-        reasons |= {folder: "reports" for folder in folders if any(folder.glob("*/index.html"))}
+        elif any(folder.glob("*/index.html")) or any(folder.glob("*/primary.yaml")):
+            reasons[folder] = "reports"  # the runs may lie elsewhere
     for folder in folders:
         if folder not in reasons:
             reasons |= dict.fromkeys(sorted(folder.glob("*/suspects/corrected*.json")), LABELS)
