@@ -220,6 +220,12 @@ def test_a_process_that_waits_for_a_lock_says_so(tmp_path: Path, caplog: pytest.
     assert "another process is at it; waiting" in caplog.text
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which no file can be made")
+def test_a_lock_that_cannot_be_made_is_not_waited_for() -> None:
+    with pytest.raises(WriteError, match="cannot be made"), exclusive_lock(Path("/proc/.boxtwin.lock"), "waiting"):
+        pass
+
+
 def test_the_file_that_a_link_leads_to_is_linked(tmp_path: Path) -> None:
     """Files of some tools are relative symbolic links into a store."""
     for folder in ("raw", "images", "out"):

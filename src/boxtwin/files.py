@@ -37,6 +37,7 @@ LIBRARY_MESSAGES = {
     "attempt to write a readonly database": errno.EROFS,
 }
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+GRACE = 2.0  # seconds after which a lock that is held must have a file
 
 
 def write_error(error: BaseException, path: Path | None = None) -> WriteError | None:
@@ -161,7 +162,10 @@ def remove_unwritten(output: Path, made: Collection[str]) -> None:
 
 @contextmanager
 def exclusive_lock(file: Path, waiting: str) -> Iterator[None]:
-    """Hold an inter-process file lock, released when its process ends; log ``waiting`` if another process holds it."""
+    """Hold an inter-process file lock, released when its process ends; log ``waiting`` if another process holds it.
+
+    Raises `WriteError` if the file cannot be made, which filelock takes for a lock that another process holds.
+    """
     from filelock import FileLock, Timeout  # late: an exported model reads images without this package
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +174,12 @@ def exclusive_lock(file: Path, waiting: str) -> Iterator[None]:
         held = lock.acquire(timeout=0)
     except Timeout:
         log.info("%s", waiting)
-        held = lock.acquire()
+        try:
+            held = lock.acquire(timeout=GRACE)
+        except Timeout:
+            if not file.exists():
+                raise WriteError(f"{file} cannot be made; choose a folder that can be written to") from None
+            held = lock.acquire()
     with held:
         yield
 

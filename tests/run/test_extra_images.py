@@ -233,7 +233,7 @@ def test_scenes_that_equal_images_have_joined_are_refused_by_each_name(composed:
 
 
 def test_what_is_no_image_is_refused(composed: Compose, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"dataset\.empty=\S+ holds no images"):
+    with pytest.raises(InputError, match=r"dataset\.empty=\S+: there is no such folder"):
         prepare(composed(f"dataset.empty={tmp_path}/nowhere"))
     (folder / "cut.png").write_bytes(next(folder.iterdir()).read_bytes()[:99])
     with pytest.raises(InputError, match=r"dataset\.unlabelled: 1 images are unreadable: .*cut\.png"):

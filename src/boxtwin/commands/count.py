@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("coco", "yolo", "voc")
 COUNTS = Path("counts")  # folder of the results
+LEAST_SCALE, LEAST_SHOWN = 0.001, 8  # below and beyond, nothing is left of an image, or a tile shows under 8 pixels
 MOST_THUMBNAILS = 1000  # of a page: 20 MB
 
 
@@ -62,6 +63,13 @@ class _Work:
     counts: dict[Path, ImageCount] = field(default_factory=dict)  # with all detections, of annotated images
 
 
+def _check_scale(scale: float | None, side: int) -> None:
+    if scale is not None and not LEAST_SCALE <= scale <= (most := side / LEAST_SHOWN):
+        raise InputError(
+            f"scale={scale} must lie between {LEAST_SCALE} and {most:g}: pixels of the input for one of the image"
+        )
+
+
 def count_images(composed: DictConfig) -> Path:
     """Count the objects of images, and write the counts into a folder, which appears whole; returns the folder.
 
@@ -72,8 +80,6 @@ def count_images(composed: DictConfig) -> Path:
     formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"formats=[{','.join(map(str, unknown))}]: there are {', '.join(FORMATS)}")
-    if config.scale is not None and not config.scale > 0:
-        raise InputError(f"scale={config.scale} must be above 0: pixels of the network's input for one of the image")
     images = list_images(config.images)
     folder = Path(config.folder) if config.folder is not None else COUNTS / _name_of(images, config.images)
     _check_folder(folder)
@@ -81,6 +87,7 @@ def count_images(composed: DictConfig) -> Path:
     files = find_detectors(config.run, config.study, uri=store.uri, tracking=Path(store.folder))
     detectors = open_detectors(files, config.device, config.threads)
     counter, spec = Counter(detectors, config.scale), detectors[0].spec
+    _check_scale(config.scale, spec.side)
     annotated = None
     if config.annotations is not None:
         settings = read_by(files[0])

@@ -22,7 +22,8 @@ from boxtwin.datasets.sample import Judgement, Lineage, PropagatedBox, Sample
 from boxtwin.evaluation import overlays
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.labels.carry import CarryLabels
-from boxtwin.run.build import Prepared, make_labels
+from boxtwin.run.build import Prepared
+from boxtwin.run.generators import make_labels
 from boxtwin.run.label_detectors import make_judge
 from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.manifest import valid_lines

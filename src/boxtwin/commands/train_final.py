@@ -49,13 +49,12 @@ from boxtwin.run.build import (
     load_dataset,
     make_data,
     make_detector,
-    make_labels,
     prepared_from,
     train,
 )
 from boxtwin.run.checks import check_settings
 from boxtwin.run.extra_images import ExtraImages, read_extra_images
-from boxtwin.run.generators import make_generator
+from boxtwin.run.generators import make_generator, make_labels
 from boxtwin.run.label_detectors import trained_file
 from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled

@@ -127,7 +127,7 @@ def unknown_setting(error: BaseException) -> InputError | None:
         return former
     beside = getattr(cause, "parent_node", None)  # where it would be
     if key.startswith("generator.") and isinstance(beside, DictConfig) and "name" in beside:
-        return no_setting_of_generator(str(beside.name), key.partition(".")[2], map(str, beside))
+        return no_setting_of_generator(str(beside.name), [key.partition(".")[2]], map(str, beside))
     return _no_setting(key)
 
 
@@ -180,12 +180,14 @@ def _no_setting(key: str) -> InputError:
     return InputError(f"there is no setting {key}{nearest(key, known, 1) or '; --cfg job shows all settings'}")
 
 
-def no_setting_of_generator(generator: str, setting: str, known: Iterable[str]) -> InputError:
-    """The error for a ``setting`` that one generator lacks, whose own are ``known``."""
-    others = [name for name in known if name not in ("name", "_target_", setting)]
+def no_setting_of_generator(generator: str, settings: Sequence[str], known: Iterable[str]) -> InputError:
+    """The error for ``settings`` that one generator lacks, whose own are ``known``."""
+    others = [name for name in known if name not in ("name", "_target_", *settings)]
     cure = "To give one of several generators settings of its own, see docs/generators.md#an-option-of-your-own"
-    advice = nearest(setting, others, 1).removesuffix("?")
-    return InputError(f"generator={generator} has no setting {setting}{advice}. It has {', '.join(others)}. {cure}")
+    advice = nearest(settings[0], others, 1).removesuffix("?") if len(settings) == 1 else ""
+    lacks = f"no setting {settings[0]}" if len(settings) == 1 else f"no settings {', '.join(settings)}"
+    has = f"It has {', '.join(others)}" if others else "It has none"
+    return InputError(f"generator={generator} has {lacks}{advice}. {has}. {cure}")
 
 
 def _settings(schema: type) -> list[str]:

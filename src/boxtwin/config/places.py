@@ -1,4 +1,4 @@
-"""A quick look at the data set of a run, before any folder is made: is it there, and large enough for the split?"""
+"""A quick look at the data set of a run, before any folder is made: is it there, and does it have the split?"""
 
 from __future__ import annotations
 
@@ -7,37 +7,50 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from boxtwin.datasets.coco_json import fault_of_name, find_files, load_content
-from boxtwin.datasets.splits import check_sizes
+from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, load_content
+from boxtwin.datasets.splits import check_sizes, check_train_size, listed_sides
 from boxtwin.errors import DataError, InputError
 
 
 def check_places(config: DictConfig) -> None:
-    """Raise `InputError` if the data set of a composed configuration is not there, or too small; reads no image."""
+    """Raise `InputError` if the data set of a composed configuration is not there, or lacks the split.
+
+    Reads no image.
+    """
     if any(OmegaConf.is_missing(config.dataset, key) for key in ("name", "root", "images", "annotations")):
         return  # said elsewhere, with all that is missing
     node, split = config.dataset, config.split
+    names: tuple[str, ...] = ()
     if node.build is not None:
+        if missing := sorted(OmegaConf.missing_keys(node.build)):
+            raise InputError(
+                f"dataset.build.{missing[0]} has no value: dataset.build belongs to simulated images; with "
+                f"dataset={node.name} of your own, leave its settings out"
+            )
         available = int(node.build.images)
     else:
         file, images = Path(node.root, node.annotations), Path(node.root, node.images)
         try:
-            available = _count(file, images, file.stat().st_mtime_ns if file.is_file() else 0)
+            names = _names(file, images, file.stat().st_mtime_ns if file.is_file() else 0)
         except InputError as error:
             raise DataError(str(error)) from None
+        available = len(names)
     if split.file is None:
         sizes = {side: int(split[side]) for side in ("train", "val", "test", "train_pool")}
         check_sizes(available, dataset=node.name, name=split.name, **sizes)
+    elif (path := Path(split.file)).is_file():  # else said elsewhere
+        listed = listed_sides(path, split.name, node.name, {file_key(name) for name in names})
+        check_train_size(path, split.name, len(listed["train"]), train=split.train, train_size=split.train_size)
 
 
 @cache
-def _count(annotations: Path, images: Path, _changed: int) -> int:
-    """The number of images in a COCO file; `InputError` if it is none, or no image is in the folder."""
-    names = [entry["file_name"] for entry in load_content(annotations)["images"]]
+def _names(annotations: Path, images: Path, _changed: int) -> tuple[str, ...]:
+    """The names of the images in a COCO file; `InputError` if it is none, or no image is in the folder."""
+    names = tuple(entry["file_name"] for entry in load_content(annotations)["images"])
     safe = [name for name in names if not fault_of_name(name)]
     what = "set dataset.images to the folder of the images, as seen from dataset.root"
     if not images.is_dir():
         raise InputError(f"there is no folder {images}; {what}")
     if safe and not any(path.is_file() for path in find_files(safe, images)):
         raise InputError(f"none of the {len(names)} images that {annotations} names is in {images}; {what}")
-    return len(names)
+    return names

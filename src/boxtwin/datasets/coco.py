@@ -19,7 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from boxtwin.datasets.coco_boxes import CocoObject, Content, read_crowds, read_objects, without_repeats
-from boxtwin.datasets.coco_json import check_content, fault_of_name, file_key, find_files, load_content, read_content
+from boxtwin.datasets.coco_json import (
+    NO_TEXT,
+    check_content,
+    fault_of_name,
+    file_key,
+    find_files,
+    load_content,
+    read_content,
+)
 from boxtwin.datasets.inspection import ImageFile, inspect_image, join_groups, roboflow_name
 from boxtwin.datasets.options import Crowds, OnBadBox, OnDuplicateBox
 from boxtwin.datasets.problems import Problems, some
@@ -38,7 +46,7 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
     safe = []
     for entry in content["images"]:
         if fault := fault_of_name(entry["file_name"]):
-            problems.add(fault, entry["file_name"])
+            problems.add(fault, ascii(entry["file_name"]) if fault == NO_TEXT else entry["file_name"])
         else:
             safe.append(entry)
     named: dict[Path, list[str]] = defaultdict(list)
@@ -180,7 +188,9 @@ def read_labels(
     problems = Problems()
     content = read_content(annotations, problems)
     for entry in content["images"]:
-        if not (entry.get("width") and entry.get("height")):
+        if fault_of_name(entry["file_name"]) == NO_TEXT:
+            problems.add(NO_TEXT, ascii(entry["file_name"]))
+        elif not (entry.get("width") and entry.get("height")):
             problems.add("images without width and height", entry["file_name"])
     problems.raise_if_any(annotations)
     for entry in content["images"]:

@@ -26,6 +26,7 @@ NOT_JSON = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), UTF16),
 }
+NO_TEXT = "file names that are no valid text"
 LONGEST_PART = 255  # bytes of a file's or folder's name, on all common file systems
 LONGEST_PATH = 4000  # bytes, a little below Linux's limit
 LONGEST_CLASS = 200  # characters of a class's name, which names metrics too
@@ -191,7 +192,7 @@ def fault_of_name(name: str) -> str:
     try:
         longest = max(len(part.encode()) for part in path.parts)
     except UnicodeEncodeError:
-        return "file names that are no valid text"
+        return NO_TEXT
     too_long = longest > LONGEST_PART or len(name.encode()) > LONGEST_PATH
     return "file names that no file can have" if "\0" in name or too_long else ""
 

@@ -89,17 +89,24 @@ def _refuse(error: OSError) -> None:
     ) from None
 
 
+def check_folder(folder: Path, setting: str) -> None:
+    """Raise `InputError` that names ``setting`` if a folder is not there, or holds no image."""
+    if not folder.is_dir():
+        raise InputError(f"{setting}={folder}: there is no such folder")
+    if not any(map(is_image, _files_below(folder))):
+        raise InputError(f"{setting}={folder} holds no images ({', '.join(ENDINGS)})")
+
+
 def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Reading) -> tuple[Sample, ...]:
     """The images of a folder as samples without boxes, each decoded once to check it.
 
     Their group is the scene that ``group_by`` finds in the file name, or empty.
 
     Raises:
-        InputError: there is no image, or one cannot be read; it names ``setting``.
+        InputError: there is no folder, or no image in it, or one cannot be read; it names ``setting``.
     """
-    files = image_files(folder) if folder.is_dir() else {}
-    if not files:
-        raise InputError(f"{setting}={folder} holds no images ({', '.join(ENDINGS)})")
+    check_folder(folder, setting)
+    files = image_files(folder)
     inspected = {name: inspect_image(file, None, None, reading) for name, file in files.items()}
     if faults := [file.error for file in inspected.values() if file.error]:
         raise InputError(f"{setting}: {len(faults)} images are unreadable: {some(faults)}")

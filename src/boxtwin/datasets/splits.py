@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -123,9 +123,20 @@ class Split:
 
 
 def read_split(dataset: Dataset, path: Path, name: str) -> Split:
-    """Take a predefined split: ``{"s1": {"train": [file names], "val": […], "test": […]}, …}``.
+    """Take a predefined split from a file (`listed_sides`).
 
     `InputError` if the file, name or an image is not there, an image is listed twice, or a scene stands on two sides.
+    """
+    by_name = {file_key(sample.name): sample for sample in dataset.samples}
+    sides = listed_sides(path, name, dataset.name, by_name)
+    return Split(name, *(tuple(by_name[image] for image in sides[side]) for side in SIDES))
+
+
+def listed_sides(path: Path, name: str, dataset: str, known: Collection[str]) -> dict[str, list[str]]:
+    """The images of a split in a file, by side: ``{"s1": {"train": [file names], "val": […], "test": […]}, …}``.
+
+    ``known`` are the images of the data set by `file_key`; without any, those of the file are taken as they are.
+    `InputError` if the file, name or an image is not there, or an image is listed twice.
     """
     content = load_json(path, setting="split.file=")
     start = f"split.file={path}"
@@ -143,11 +154,19 @@ def read_split(dataset: Dataset, path: Path, name: str) -> Split:
     listed = Counter(image for side in SIDES for image in sides[side])
     if twice := [image for image, times in listed.items() if times > 1]:
         raise InputError(f"{start}: {len(twice)} image(s) of {name} listed twice: {some(twice, 10)}")
-    by_name = {file_key(sample.name): sample for sample in dataset.samples}
-    if unknown := [image for image in listed if image not in by_name]:
-        what = f"{len(unknown)} image(s) of {name} are not in data set {dataset.name}"
+    if known and (unknown := [image for image in listed if image not in known]):
+        what = f"{len(unknown)} image(s) of {name} are not in data set {dataset}"
         raise InputError(f"{start}: {what}: {some(unknown, 10)}")
-    return Split(name, *(tuple(by_name[image] for image in sides[side]) for side in SIDES))
+    return sides
+
+
+def check_train_size(path: Path, name: str, listed: int, *, train: int, train_size: int | None) -> None:
+    """Raise `InputError` if a part is taken of the training images in a file, and their number is not as stated."""
+    if train_size is not None and train != listed:
+        raise InputError(
+            f"split.file={path}: {name} has {listed} training images. To use some of them "
+            f"(split.train_size={train_size}), say split.train={listed} too, which is {train}"
+        )
 
 
 def nested_order(path: Path, name: str, seed: int = 0) -> list[str]:

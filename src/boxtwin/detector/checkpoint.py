@@ -24,9 +24,10 @@ from jaxtyping import Float32
 
 import boxtwin
 from boxtwin.datasets.training_images import TrainingImages
-from boxtwin.detector.darknet import DarknetReport, read_darknet, tensors_of
+from boxtwin.detector.darknet import DarknetReport, check_darknet, read_darknet, tensors_of
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.network import Anchors, Convolution
+from boxtwin.detector.options import Architecture
 from boxtwin.detector.predict import BoxesAndScores
 from boxtwin.detector.spec import DetectorSpec
 from boxtwin.errors import InputError
@@ -159,8 +160,7 @@ def read_initial_weights(module: DetectorModule, path: Path) -> DarknetReport:
         return read_darknet(network, path)
     other = read_detector(path).module
     source = other.network
-    if source.architecture != network.architecture:
-        raise InputError(f"{path} holds a {source.architecture}; its weights do not fit a {network.architecture}")
+    _check_architecture(path, source.architecture, network.architecture)
     loaded, skipped, partly = [], [], []
     with torch.no_grad():
         for index, layers in enumerate(zip(network.layers(), source.layers(), strict=True)):
@@ -179,6 +179,34 @@ def read_initial_weights(module: DetectorModule, path: Path) -> DarknetReport:
             else:
                 skipped.append(index)
     return DarknetReport(tuple(loaded), tuple(skipped), 0, tuple(partly))
+
+
+def check_initial_weights(path: Path, architecture: Architecture) -> None:
+    """Raise `InputError` if a file cannot give a network its initial weights, as far as size and header tell."""
+    if path.suffix != ENDING:
+        check_darknet(path, architecture)
+        return
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            _, about = _header(file.read(min(length, path.stat().st_size)), path)
+    except OSError as error:
+        raise InputError(f"detector.weights={path} cannot be read: {error.strerror}") from None
+    _check_architecture(path, about.get("architecture"), architecture)
+
+
+def _check_architecture(path: Path, held: object, wanted: Architecture) -> None:
+    if held != wanted:
+        raise InputError(f"{path} holds a {held}; its weights do not fit a {wanted}")
+
+
+def _header(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the header of a `FILE` says of its tensors, and the arguments of its `DetectorModule`."""
+    try:
+        header = json.loads(content)
+        return header, json.loads(header.pop("__metadata__")[ENTRY])["hyper_parameters"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"detector.weights={path} is no {FILE}, or is damaged") from None
 
 
 def _prediction_rows(classes: Sequence[str], others: Sequence[str], rows: int) -> tuple[list[int], list[int]]:
@@ -201,12 +229,8 @@ def weights_digest(path: Path) -> str:
     if path.suffix != ENDING:
         return hashlib.sha256(content).hexdigest()
     # https://huggingface.co/docs/safetensors: length of the header (8 bytes), header, tensors.
-    try:
-        end = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:end])
-        about = json.loads(header.pop("__metadata__")[ENTRY])["hyper_parameters"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"detector.weights={path} is no {FILE}, or is damaged") from None
+    end = 8 + int.from_bytes(content[:8], "little")
+    header, about = _header(content[8:end], path)
     given = {"tensors": header, **{key: about.get(key) for key in ("architecture", "anchors")}}
     total = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
     total.update(content[end:])

@@ -19,7 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from boxtwin.detector.network import Convolution, Head, PyramidPool, Residual, SamePool, YOLOv3
+from boxtwin.detector.network import (
+    ANCHORS_PER_HEAD,
+    STRIDES,
+    Convolution,
+    Head,
+    PyramidPool,
+    Residual,
+    SamePool,
+    YOLOv3,
+)
+from boxtwin.detector.options import Architecture
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
 
@@ -55,12 +65,7 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"Darknet weights {path} cannot be read: {error.strerror}") from error
-    if len(content) < 16:
-        raise InputError(f"{path} is no Darknet weights file: it has {len(content)} bytes, its header alone needs 16")
-    major, minor = struct.unpack_from("<2i", content)
-    seen_format = "<q" if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else "<i"
-    (seen,) = struct.unpack_from(seen_format, content.ljust(20, b"\0"), 12)
-    header = 12 + struct.calcsize(seen_format)
+    seen, header = _header(content, path)
     tensors = [tensors_of(layer) for layer in model.layers()]
     channels, outputs = _file_shape(tensors, len(content) - header, path, model.architecture, header)
 
@@ -84,6 +89,30 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
                 start += in_file * (1 + of_layer[-1][0].numel())
                 skipped.append(index)
     return DarknetReport(tuple(loaded), tuple(skipped), seen)
+
+
+def check_darknet(path: Path, architecture: Architecture) -> None:
+    """Raise `InputError` if a weights file is not of an architecture, by its size; reads nothing but its header."""
+    with torch.device("meta"):
+        anchors = [[(1.0, 1.0)] * ANCHORS_PER_HEAD for _ in STRIDES[architecture]]
+        network = YOLOv3(architecture, 1, anchors, channels=1)
+    try:
+        with path.open("rb") as file:
+            _, header = _header(file.read(20), path)
+        size = path.stat().st_size - header
+    except OSError as error:
+        raise InputError(f"Darknet weights {path} cannot be read: {error.strerror}") from None
+    _file_shape([tensors_of(layer) for layer in network.layers()], size, path, architecture, header)
+
+
+def _header(content: bytes, path: Path) -> tuple[int, int]:
+    """From the first bytes of a file: the number of images that were seen, and how many bytes the header has."""
+    if len(content) < 16:
+        raise InputError(f"{path} is no Darknet weights file: it has {len(content)} bytes, its header alone needs 16")
+    major, minor = struct.unpack_from("<2i", content)
+    seen_format = "<q" if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else "<i"
+    (seen,) = struct.unpack_from(seen_format, content.ljust(20, b"\0"), 12)
+    return seen, 12 + struct.calcsize(seen_format)
 
 
 def write_darknet(model: YOLOv3, path: Path | str, *, seen: int) -> None:

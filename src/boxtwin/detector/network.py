@@ -33,6 +33,8 @@ STRIDES: dict[str, tuple[int, ...]] = {
     "yolov3_nano": (16, 8),
 }
 
+ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
+
 # k-means on COCO boxes (YOLOv3, section 2.3), pixels of a 416 x 416 input.
 _NINE: Anchors = (
     ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),

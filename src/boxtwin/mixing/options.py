@@ -8,6 +8,10 @@ from typing import Any
 REQUIRED: Any = "???"  # what OmegaConf takes for a value that must be given
 
 
+# Beyond these an image is pushed out of its square, or is black or white all over.
+MOST = {"translate": 1, "gain": 3, "speckle": 3, "hue": 1, "saturation": 3}
+
+
 @dataclass
 class AugmentationOptions:
     """Random changes of a training image; see `boxtwin.mixing.augment.augment`. Shares lie between 0 and 1."""
@@ -34,9 +38,11 @@ class AugmentationOptions:
                 raise ValueError(f"dataset.augmentation: {name} is a probability, got {getattr(self, name)}")
         if self.zoom < 1:
             raise ValueError(f"dataset.augmentation: zoom is the largest factor and at least 1, got {self.zoom}")
-        for name in ("translate", "gain", "speckle", "hue", "saturation"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"dataset.augmentation: {name} must not be negative, got {getattr(self, name)}")
+        for name, most in MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"dataset.augmentation: {name} must lie between 0 and {most}, got {getattr(self, name)}"
+                )
 
 
 @dataclass

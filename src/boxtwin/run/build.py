@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from pytorch_lightning.loggers import Logger
@@ -25,27 +24,23 @@ from boxtwin.datasets.splits import SIDES, Split
 from boxtwin.detector.anchors import anchors_from_samples
 from boxtwin.detector.checkpoint import anchors_of, read_initial_weights, weights_digests
 from boxtwin.detector.module import DetectorModule
-from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
+from boxtwin.detector.network import ANCHORS_PER_HEAD, PUBLISHED_ANCHORS, STRIDES
 from boxtwin.detector.nms import DETECTIONS, detection_limit
 from boxtwin.detector.options import Anchors, Architecture, DetectorOptions
 from boxtwin.detector.spec import NetworkSpec
 from boxtwin.detector.training import Trained, fit
 from boxtwin.errors import DataError, InputError
 from boxtwin.hardware import batch_threads, lightning_accelerator, lightning_precision, on_gpu
-from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.mixing.datamodule import StudyDataModule, check_variations
 from boxtwin.mixing.options import BatchOptions, InputOptions
 from boxtwin.mixing.plan import Plan
 from boxtwin.run.checks import check_settings, check_whole, make_reading, with_steps
 from boxtwin.run.extra_images import DETECTORS, ExtraImages, label_method, read_extra_images, scales
-from boxtwin.run.generators import fit_key, make_generator, make_redrawing
+from boxtwin.run.generators import fit_key, make_generator, make_labels, make_redrawing
 from boxtwin.run.split import load_split
-from boxtwin.synthesis.generator import Generator
 from boxtwin.synthesis.store import Library
 
 log = logging.getLogger(__name__)
-
-ANCHORS_PER_HEAD = 3  # YOLOv3, section 2.3
 
 
 @dataclass(frozen=True)
@@ -352,12 +347,6 @@ def train(
         checkpoints=checkpoints,
         title=title,
     )
-
-
-def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:
-    """The labelling method of a configuration; raises `InputError` if it does not suit the generator."""
-    method: type[LabelMethod] = hydra.utils.get_class(config.labels._target_)
-    return method(config.labels, Variations(dataset, generator.name, generator.boxes))
 
 
 def _library(config: BoxtwinConfig, dataset: Dataset, split: Split, more: ExtraImages) -> Library:

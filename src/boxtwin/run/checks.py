@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,17 @@ import numpy as np
 from omegaconf import DictConfig
 
 from boxtwin.config.compose import to_object
-from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.config.identity import NO_PRETRAINING, uses_generator
 from boxtwin.config.launch import runs_here
 from boxtwin.config.numbers import check_ranges
 from boxtwin.config.schema import BoxtwinConfig
+from boxtwin.datasets.image_folder import check_folder
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.splits import Split
-from boxtwin.detector.checkpoint import ENDING
+from boxtwin.detector.checkpoint import ENDING, check_initial_weights
 from boxtwin.detector.darknet import DarknetReport
 from boxtwin.detector.network import PUBLISHED_ANCHORS, STRIDES
-from boxtwin.detector.options import Anchors, Precision, Redraw
+from boxtwin.detector.options import Anchors, Architecture, Precision, Redraw
 from boxtwin.errors import InputError
 from boxtwin.hardware import ACCELERATORS, has_accelerator, lightning_accelerator, on_gpu
 from boxtwin.run.generators import check_generators
@@ -72,6 +74,11 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.batch_size={options.batch_size} must be a multiple of "
             f"trainer.devices={config.trainer.devices}, which share every batch equally"
         )
+    if options.name == VARIATIONS and options.per_image == 0:
+        raise InputError(
+            f"pretraining.per_image=0: pretraining={VARIATIONS} takes so many variations of each image, at least 1; "
+            "pretraining=none does without"
+        )
     if options.per_image < 0 or options.batch_size < 1:
         raise InputError(
             f"pretraining.per_image={options.per_image} must not be negative, and "
@@ -106,6 +113,8 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
 
 def _check_steps(config: BoxtwinConfig) -> None:
     trainer, warmup = config.trainer, config.detector.warmup_steps
+    if warmup < 0:
+        raise InputError(f"detector.warmup_steps={warmup} must not be negative")
     if trainer.steps is None or trainer.steps < 0 or trainer.steps % trainer.validations:
         intervals = -(-max(trainer.steps or 0, warmup + 1) // trainer.validations)
         raise InputError(
@@ -247,14 +256,30 @@ def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
 
 
 def check_composed(composed: DictConfig, schema: type[BoxtwinConfig] = BoxtwinConfig) -> None:
-    """`check_settings` of a composed configuration, and whether the files that it names exist."""
+    """`check_settings` of a composed configuration, and whether the files and folders that it names can be used.
+
+    What takes reading images is found when the run is made.
+    """
     config, here = to_object(composed, schema), runs_here()
     check_settings(config, here=here)
-    for setting, file in (("detector.weights", config.detector.weights), ("split.file", config.split.file)):
+    weights = config.detector.weights
+    labels = config.labels.file if uses_generator(config) else None
+    files = {"detector.weights": weights, "split.file": config.split.file, "labels.file": labels}
+    for setting, file in files.items():
         if file is not None and not Path(file).is_file():
             raise InputError(f"{setting}={file}: there is no such file")
+    if weights is not None:
+        _check_weights(Path(weights), config.detector.architecture, Path(weights).stat().st_mtime_ns)
+    for setting, folder in (("unlabelled", config.dataset.unlabelled), ("empty", config.dataset.empty)):
+        if folder is not None:
+            check_folder(Path(folder), f"dataset.{setting}")
     if here:  # generators look for their device and packages, too
         check_generators(config)
+
+
+@functools.cache  # the runs of a sweep share them
+def _check_weights(path: Path, architecture: Architecture, _changed: int) -> None:
+    check_initial_weights(path, architecture)
 
 
 def warn_of_random_weights(config: BoxtwinConfig) -> None:

@@ -1,4 +1,4 @@
-"""Build generators, and what changes simulated images, from a configuration."""
+"""Build generators, what labels their variations, and what changes simulated images, from a configuration."""
 
 from __future__ import annotations
 
@@ -14,30 +14,40 @@ from hydra.errors import InstantiationException
 from boxtwin.config import identity
 from boxtwin.config.compose import no_setting_of_generator
 from boxtwin.config.schema import BoxtwinConfig
-from boxtwin.datasets.sample import Sample
+from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.detector.options import Redraw
 from boxtwin.errors import InputError
 from boxtwin.files import check_name
+from boxtwin.labels.method import LabelMethod, Variations
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Generator, Json, hash_of
 from boxtwin.synthesis.manifest import fingerprint
 from boxtwin.synthesis.redraw import Redrawing
 from boxtwin.synthesis.sensor import FIT_VERSION, is_enlarged
-from boxtwin.synthesis.setting_types import check_types
+from boxtwin.synthesis.setting_types import check_types, settings_of
 
 
 def check_generators(config: BoxtwinConfig) -> None:
     """Raise `InputError` if settings of a generator that a run uses are wrong. No data set is read."""
     if identity.uses_generator(config):
-        _check_generator(json.dumps(config.generator, sort_keys=True))
+        generator = _checked_generator(json.dumps(config.generator, sort_keys=True))
+        labels = config.labels
+        if labels.file is None and not labels.more:  # a file is read, and a way of one's own made, with the data set
+            make_labels(config, Dataset("none", (), (), (), ""), generator)
     if config.pretraining.name != identity.NO_PRETRAINING and config.pretraining.redraw is Redraw.diffusion:
-        _check_generator(json.dumps(_redrawing_settings(config), sort_keys=True), "pretraining.model")
+        _checked_generator(json.dumps(_redrawing_settings(config), sort_keys=True), "pretraining.model")
 
 
 @functools.cache  # runs of a sweep share them, and a generator may read files
-def _check_generator(settings: str, place: str = "generator") -> None:
-    _generator_from(json.loads(settings), place)
+def _checked_generator(settings: str, place: str = "generator") -> Generator:
+    return _generator_from(json.loads(settings), place)
+
+
+def make_labels(config: BoxtwinConfig, dataset: Dataset, generator: Generator) -> LabelMethod:
+    """The labelling method of a configuration; raises `InputError` if it does not suit the generator."""
+    method: type[LabelMethod] = hydra.utils.get_class(config.labels._target_)
+    return method(config.labels, Variations(dataset, generator.name, generator.boxes))
 
 
 def make_generator(config: BoxtwinConfig) -> Generator:
@@ -59,6 +69,9 @@ def _generator_from(settings: Mapping[str, Any], place: str = "generator") -> Ge
     except (ImportError, ValueError) as error:
         raise InputError(f"generator._target_={arguments['_target_']} cannot be imported: {error}") from None
     if isinstance(kind, type):
+        known = settings_of(kind)
+        if known is not None and (unknown := [name for name in arguments if name not in (*known, "_target_")]):
+            raise no_setting_of_generator(str(settings["name"]), unknown, known)
         check_types(kind, arguments, place)
     try:
         generator: Generator = hydra.utils.instantiate(arguments, _convert_="all")
@@ -72,8 +85,8 @@ def _generator_from(settings: Mapping[str, Any], place: str = "generator") -> Ge
             ) from None
         if unexpected is None:
             raise
-        known = [key for key in arguments if key != unexpected[1]]
-        raise no_setting_of_generator(str(settings["name"]), unexpected[1], known) from None
+        known = tuple(key for key in arguments if key != unexpected[1])
+        raise no_setting_of_generator(str(settings["name"]), [unexpected[1]], known) from None
     generator.name = str(settings["name"])  # two files of one class are two generators
     check_name(generator.name, "generator.name")
     return generator

@@ -27,7 +27,8 @@ from boxtwin.labels.ensemble import Member, new_object_threshold
 from boxtwin.labels.method import Judge
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import make_plan
-from boxtwin.run.build import Prepared, detector_file, labelling_runs, make_data, make_detector, make_labels, train
+from boxtwin.run.build import Prepared, detector_file, labelling_runs, make_data, make_detector, train
+from boxtwin.run.generators import make_labels
 from boxtwin.synthesis.manifest import refused_lines, store_costs
 
 log = logging.getLogger(__name__)

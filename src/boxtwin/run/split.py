@@ -9,7 +9,15 @@ from boxtwin.config import identity
 from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.datasets.levels import check_depth
 from boxtwin.datasets.sample import Dataset
-from boxtwin.datasets.splits import SIDES, Split, describe_classes, make_split, nested_order, read_split
+from boxtwin.datasets.splits import (
+    SIDES,
+    Split,
+    check_train_size,
+    describe_classes,
+    make_split,
+    nested_order,
+    read_split,
+)
 from boxtwin.errors import InputError
 from boxtwin.run.checks import warn_of_object_sizes
 
@@ -42,10 +50,7 @@ def _read_or_make(config: BoxtwinConfig, dataset: Dataset) -> Split:
         split = make_split(dataset, name=node.name, seed=node.seed, **sizes)
     else:
         split = read_split(dataset, Path(node.file), node.name)
-        if node.train_size is not None and node.train != len(split.train):
-            raise InputError(
-                f"split.file={node.file}: {node.name} has {len(split.train)} training images. To use some of them "
-                f"(split.train_size={node.train_size}), say split.train={len(split.train)} too, which is {node.train}"
-            )
+        found = len(split.train)
+        check_train_size(Path(node.file), node.name, found, train=node.train, train_size=node.train_size)
         order = None if size is None else nested_order(Path(node.file), node.name, node.seed)
     return split if size is None else split.first(size, order)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
@@ -50,19 +50,40 @@ def check_types(kind: type, values: Mapping[str, object], place: str) -> None:
 def _stated(kind: type) -> Mapping[str, Any]:
     """The types of the constructor's parameters by name; of ``**others`` those that base classes take."""
     stated: dict[str, Any] = {}
-    for base in kind.__mro__:
-        constructor = vars(base).get("__init__")
-        if constructor is None or base is object:
-            continue
+    for base, constructor in _constructors(kind):
         try:
             found = typing.get_type_hints(base if is_dataclass(base) else constructor)
         except NameError:  # a type that is imported for type checkers alone
             found = {}
-        parameters = inspect.signature(constructor).parameters
-        stated = {name: found[name] for name in parameters if name in found} | stated
-        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-            break
+        stated = {name: found[name] for name in inspect.signature(constructor).parameters if name in found} | stated
     return stated
+
+
+@cache
+def settings_of(kind: type) -> tuple[str, ...] | None:
+    """The names of all parameters of a constructor, in the same sense; None if it takes any name."""
+    names: dict[str, None] = {}
+    for _, constructor in _constructors(kind):
+        parameters = [*inspect.signature(constructor).parameters.values()][1:]
+        names |= dict.fromkeys(each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD)
+        if not _takes_others(constructor):
+            return tuple(names)
+    return None
+
+
+def _constructors(kind: type) -> Iterator[tuple[type, Callable[..., None]]]:
+    """The constructors that get a class's arguments, each with its class: those of bases as far as ``**others`` go."""
+    for base in kind.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is not None and base is not object:
+            yield base, constructor
+            if not _takes_others(constructor):
+                return
+
+
+def _takes_others(constructor: Callable[..., None]) -> bool:
+    parameters = inspect.signature(constructor).parameters.values()
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
 
 
 def _fits(value: object, hint: Any) -> bool:
