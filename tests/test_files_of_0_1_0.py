@@ -19,7 +19,8 @@ from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.sample import NO_CROWDS
 from boxtwin.detector.checkpoint import read_detector
 from boxtwin.detector.predict import OnnxDetector, detect_objects
-from boxtwin.run.build import Prepared, make_labels, prepare
+from boxtwin.run.build import Prepared, prepare
+from boxtwin.run.generators import make_labels
 from boxtwin.studies.runs import runs_in
 
 ROOT = Path(__file__).parents[1]
