@@ -1,4 +1,4 @@
-"""Rows of docs/detector.md, one change to the detector's recipe a row, and of docs/results/hrsid200_variations.md.
+"""Rows of docs/detector.md: one change to the detector's recipe a row, real images only, several seeds.
 
     python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights develop shrunk crops
     python benchmarks/recipe.py --root FOLDER --weights FOLDER/yolov3-tiny.weights report default --seeds 3 --steps 1200
@@ -7,6 +7,8 @@
 scene, trains on 40 images of each half and tests on the other half. ``report`` trains on s1 and s2 and tests on the
 test images. Each run is one command of ``train.py`` with one thread, ``--jobs`` of them side by side; finished runs are
 skipped, so a stopped benchmark goes on where it was. CPU-minutes are of the whole process, start-up and test included.
+
+Rows whose names begin with ``ten`` are for ``develop``: 10 of the 40 images, alone or with variations of each.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "focus_03": (*(v.replace("fraction=0.7", "fraction=0.3") for v in _RESAMPLED), *_ONE),
     "three_cells": (*_RESAMPLED, "detector.cells_per_object=3", "detector.scale_xy=2", *_ONE),
     "iou_objectness": (*_RESAMPLED, "detector.objectness_target=iou"),
-    # Variations of ten real images (docs/results/hrsid200_variations.md). What they have in common is in _TEN_VARIED.
+    # Ten real images: which variations of them help most?
     "ten": (*_TEN, "variations=0"),
     "ten_repeat": (*_TEN_VARIED, "generator=repeat"),
     "ten_pasted": _PASTED,

@@ -14,7 +14,7 @@ from conftest import MakeCoco
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxtwin.datasets.coco import read_coco
+from boxtwin.datasets.coco import read_coco, read_labels
 from boxtwin.datasets.coco_json import fault_of_name, file_key, flag, load_json, whole
 from boxtwin.datasets.image_io import write_png
 from boxtwin.datasets.options import Crowds, OnDuplicateBox
@@ -123,6 +123,18 @@ def test_file_names_that_cannot_be(make_coco: MakeCoco, name: str, said: str) ->
     lines = refusal(built)
     assert f"{said}: 1" in lines[0]
     assert all(line.isprintable() and len(line) < 300 for line in lines)
+
+
+def test_names_that_are_no_text_are_refused_without_images_too(make_coco: MakeCoco) -> None:
+    built = make_coco()
+    built.content["images"][0]["file_name"] = "\ud800.png"
+    built.write()
+    with pytest.raises(InputError, match="file names that are no valid text: 1") as caught:
+        read_labels(built.annotations)
+    assert str(caught.value).replace("\n", "").isprintable()
+    built.content["images"][0]["file_name"] = "/of/a/tool/a.png"  # a place elsewhere is none of its business
+    built.write()
+    assert read_labels(built.annotations).samples[0].name == "/of/a/tool/a.png"
 
 
 @pytest.mark.parametrize(("key", "field"), [("images", "id"), ("annotations", "bbox"), ("images", "width")])

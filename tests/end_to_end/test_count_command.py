@@ -334,6 +334,14 @@ def test_a_count_waits_for_the_lock_of_its_folder(detector: TrainedDetector) -> 
     assert not Path(".a.123.part").exists()
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, 0.0001, 100.0, 1e9])
+def test_a_scale_that_cannot_be_meant_is_refused(detector: TrainedDetector, scale: float) -> None:
+    write_png(Path("chip.png"), noise(0))
+    with pytest.raises(InputError, match=r"scale=\S+ must lie between 0\.001 and 8"):
+        count("chip.png", "detector.safetensors", scale=scale)
+    assert not Path("counts").exists()
+
+
 def test_larger_images_are_looked_at_at_the_scale_of_training(detector: TrainedDetector, tmp_path: Path) -> None:
     chips = [noise(number) for number in range(6)]
     wide = np.full((200, 300), 128, np.uint8)

@@ -55,9 +55,20 @@ def test_suspects_are_listed_tried_and_shown_in_the_report(folder: Path) -> None
     assert "What the labels may hide" in report
     assert "No person has confirmed these suggestions." in (folder / "reports/look/index.html").read_text()
     run("compare.py annotations=reports/look/suspects/suggestions_applied.json", folder)
-    # The list goes to a tool and comes back.
-    run(f"review.py export=coco store={listed / 'corrected_suggestions.json'} folder=to_correct", folder)
-    assert len(list((folder / "to_correct/images").iterdir())) == len(content["images"])
+
+
+def test_the_list_goes_to_a_tool_and_comes_back(folder: Path) -> None:
+    """An untouched export scores as the runs did."""
+    run("review.py suspects=look folder=doubts", folder)
+    store = "store=doubts/corrected_suggestions.json"
+    run(f"review.py export=coco {store} folder=to_correct", folder)
+    exported = folder / "to_correct" / "annotations.json"
+    content = json.loads(exported.read_text())
+    assert len(list((folder / "to_correct" / "images").iterdir())) == len(content["images"])
+    run(f"review.py read={exported} {store} folder=first", folder)
+    (returned,) = folder.rglob("labels-1.json")
+    run(f"compare.py annotations={returned} folder=same", folder)
+    assert table(folder / "same/look/comparison.csv") == table(folder / "same/look/comparison_corrected.csv")
 
 
 def test_a_folder_of_runs_is_taken_like_a_study(folder: Path) -> None:

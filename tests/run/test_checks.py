@@ -16,7 +16,7 @@ from boxtwin.config.arguments import quote_numbers
 from boxtwin.config.compose import register
 from boxtwin.config.places import check_places
 from boxtwin.detector.checkpoint import check_initial_weights
-from boxtwin.detector.darknet import write_darknet
+from boxtwin.detector.darknet import read_darknet, tensors_of, write_darknet
 from boxtwin.detector.network import ANCHORS_PER_HEAD, STRIDES, YOLOv3
 from boxtwin.detector.options import Architecture
 from boxtwin.errors import InputError
@@ -120,9 +120,16 @@ def test_files_of_other_classes_and_colours_fit_and_those_of_other_networks_do_n
     anchors = [[(8.0, 8.0)] * ANCHORS_PER_HEAD for _ in STRIDES[architecture]]
     with torch.device("meta"):
         network = YOLOv3(architecture, 7, anchors, channels=channels)
-    write_darknet(network.to_empty(device="cpu"), tmp_path / "own.weights", seen=0)
+    for tensor in network.to_empty(device="cpu").state_dict().values():
+        tensor.zero_()
+    write_darknet(network, tmp_path / "own.weights", seen=0)
     check_initial_weights(tmp_path / "own.weights", architecture)
     content = (tmp_path / "own.weights").read_bytes()
+    # Cut before the last prediction layer, and so behind the first one.
+    last = 4 * sum(tensor.numel() for tensor in tensors_of([*network.layers()][-1]))
+    (tmp_path / "cut.weights").write_bytes(content[:-last])
+    check_initial_weights(tmp_path / "cut.weights", architecture)
+    assert read_darknet(network, tmp_path / "cut.weights").skipped
     (tmp_path / "longer.weights").write_bytes(content + b"1234")
     with pytest.raises(InputError, match=f"do not fit {architecture}"):
         check_initial_weights(tmp_path / "longer.weights", architecture)

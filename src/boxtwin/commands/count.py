@@ -64,7 +64,8 @@ class _Work:
 
 
 def _check_scale(scale: float | None, side: int) -> None:
-    if scale is not None and not LEAST_SCALE <= scale <= (most := side / LEAST_SHOWN):
+    most = side / LEAST_SHOWN
+    if scale is not None and not LEAST_SCALE <= scale <= most:
         raise InputError(
             f"scale={scale} must lie between {LEAST_SCALE} and {most:g}: pixels of the input for one of the image"
         )

@@ -46,7 +46,7 @@ def _check_files(content: Content, folder: Path, problems: Problems, reading: Re
     safe = []
     for entry in content["images"]:
         if fault := fault_of_name(entry["file_name"]):
-            problems.add(fault, ascii(entry["file_name"]) if fault == NO_TEXT else entry["file_name"])
+            problems.add(fault, entry["file_name"])
         else:
             safe.append(entry)
     named: dict[Path, list[str]] = defaultdict(list)
@@ -189,7 +189,7 @@ def read_labels(
     content = read_content(annotations, problems)
     for entry in content["images"]:
         if fault_of_name(entry["file_name"]) == NO_TEXT:
-            problems.add(NO_TEXT, ascii(entry["file_name"]))
+            problems.add(NO_TEXT, entry["file_name"])
         elif not (entry.get("width") and entry.get("height")):
             problems.add("images without width and height", entry["file_name"])
     problems.raise_if_any(annotations)

@@ -33,6 +33,8 @@ from boxtwin.detector.options import Architecture
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
 
+MOST_CLASSES = 1000  # of a file that was cut behind its first predictions
+
 
 class DarknetReport(NamedTuple):
     """The convolutions that reading a weights file changed, counted from 0 in the file's order."""
@@ -92,7 +94,10 @@ def read_darknet(model: YOLOv3, path: Path | str) -> DarknetReport:
 
 
 def check_darknet(path: Path, architecture: Architecture) -> None:
-    """Raise `InputError` if a weights file is not of an architecture, by its size; reads nothing but its header."""
+    """Raise `InputError` if a weights file is of no network of an architecture, whatever its classes and channels.
+
+    The size tells it; nothing but the header is read.
+    """
     with torch.device("meta"):
         anchors = [[(1.0, 1.0)] * ANCHORS_PER_HEAD for _ in STRIDES[architecture]]
         network = YOLOv3(architecture, 1, anchors, channels=1)
@@ -102,7 +107,27 @@ def check_darknet(path: Path, architecture: Architecture) -> None:
         size = path.stat().st_size - header
     except OSError as error:
         raise InputError(f"Darknet weights {path} cannot be read: {error.strerror}") from None
-    _file_shape([tensors_of(layer) for layer in network.layers()], size, path, architecture, header)
+    tensors = [tensors_of(layer) for layer in network.layers()]
+    if not _is_cut_behind_predictions(tensors, size):
+        _file_shape(tensors, size, path, architecture, header)
+
+
+def _is_cut_behind_predictions(tensors: list[list[Tensor]], size: int) -> bool:
+    """Whether a grey or colour network of some number of classes has a layer that ends after ``size`` bytes of values.
+
+    `_file_shape` knows this for the classes of its network alone.
+    """
+    sizes = np.array([4 * sum(tensor.numel() for tensor in of_layer) for of_layer in tensors])
+    predictions = [index for index, of_layer in enumerate(tensors) if len(of_layer) == 2]
+    per_output = sizes[predictions] // [len(tensors[index][0]) for index in predictions]
+    first = tensors[0][-1]
+    colour = 4 * (3 - first.shape[1]) * first[:, 0].numel()
+    for classes in range(1, MOST_CLASSES + 1):
+        sizes[predictions] = per_output * ANCHORS_PER_HEAD * (5 + classes)
+        ends = np.cumsum(sizes)
+        if size in ends or size in ends + colour:
+            return True
+    return False
 
 
 def _header(content: bytes, path: Path) -> tuple[int, int]:
