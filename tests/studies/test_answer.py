@@ -73,6 +73,17 @@ def test_the_answer_in_short() -> None:
     assert one.count("too few seeds to tell") == 2
 
 
+def test_a_control_at_another_number_of_variations_has_its_own_sentence() -> None:
+    """Only one at the same number stands beside a generator; the answer must not lose the others."""
+    found = answer_of([*PLAIN, *with_variations(0.6), *with_variations(0.7, "copy_paste", (2, 5))])
+    assert [(each["lead"].new.generator, named(each, "controls")) for each in found.groups] == [
+        ("pixel_ddpm", []),
+        ("copy_paste", []),
+    ]
+    beside = answer_of([*PLAIN, *with_variations(0.6), *with_variations(0.7, "copy_paste", (2, 10))])
+    assert [each["lead"].new.generator for each in beside.groups] == ["pixel_ddpm"]
+
+
 def _nine(conditions: Sequence[Condition]) -> tuple[Sequence[Row], Sequence[Contrast]]:
     _, rows, figures = simulate(conditions, seeds=9, seed_noise=0.005, own_image_noise=0.01)
     return rows, contrasts(rows, figures)

@@ -36,7 +36,7 @@ from boxtwin.counting.learnt import LearntImages, learnt_images, read_by
 from boxtwin.counting.page import write_page
 from boxtwin.counting.scenes import Scene
 from boxtwin.counting.scored import Annotated, read_annotations, score
-from boxtwin.counting.words import about, learnt_from, marks, promise, summary
+from boxtwin.counting.words import about, boxes_of_one, learnt_from, marks, promise, summary
 from boxtwin.datasets.image_folder import COCO_FILE, CSV_FILE, PICTURES
 from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
@@ -209,7 +209,7 @@ def _write(
             classes = [each.strip() for each in spec.classes]  # as label files are read
             write_labels(name, [each.labels for each in read_store(folder).images], classes, folder / name)
     if title is not None:
-        notes = [*about(detectors), promise(counter), *marks(work.images, counter)]
+        notes = [*about(detectors), promise(counter), *boxes_of_one(work.images, counter), *marks(work.images, counter)]
         write_page(
             folder / PAGE_FILE,
             work.images,

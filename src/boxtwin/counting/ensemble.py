@@ -33,18 +33,23 @@ class ImageCount:
     unlike: tuple[str, ...]  # how the image is unlike those that the detectors were trained on
     scale: float  # pixels of the network's input for each pixel of the image
     near: int  # detections near to the threshold
-    found: Detections  # the counted ones, of the detector whose total is nearest to the count
+    found: Detections  # the counted ones, of the detector whose counts are nearest to these
     every: Detections  # of that detector, counted or not
+
+    @property
+    def disagreement(self) -> int:
+        """The widest spread: detectors that agree on the total may still disagree on the classes."""
+        return int(self.spread.max())
 
     @property
     def doubt(self) -> tuple[int, int]:
         """To sort by: unlike images, then wide intervals, or where there are none disagreement and near thresholds."""
-        width = int(self.spread[0]) if self.intervals is None else self.intervals[0].high - self.intervals[0].low
+        width = self.disagreement if self.intervals is None else self.intervals[0].high - self.intervals[0].low
         return (width + (1_000_000 if self.unlike else 0), self.near)
 
 
 class Counter:
-    """Counts with one detector, or with several: each class's median, rounded half up; the total is their sum."""
+    """Counts with one detector, or with several: see `joined`."""
 
     def __init__(self, detectors: Sequence[Detector], scale: float | None) -> None:
         self.detectors, self.scale = detectors, scale
@@ -79,7 +84,7 @@ class Counter:
             if self.calibration is not None:
                 without.append(np.array([counts_at(found, row) for row in self.calibration[place].thresholds]))
         together = joined(np.array(counts))
-        nearest = int(np.abs(np.array(counts)[:, 0] - together[0]).argmin())
+        nearest = int(np.abs(np.array(counts) - together).sum(axis=1).argmin())
         spec, unlike = self.detectors[nearest].spec, self._unlike(image)
         ends = None
         if self.calibration is not None and not unlike:
@@ -115,8 +120,17 @@ def _differences(image: Read, images: TrainingImages, levels: Levels) -> list[st
 
 
 def joined(counts: Int[np.ndarray, "detectors *n counts"]) -> Int[np.ndarray, "*n counts"]:
-    """The counts of several detectors in one: each class's median, rounded half up, and their sum."""
-    by_class = np.floor(np.median(counts[..., 1:], axis=0) + 0.5).astype(np.int64)
+    """The counts of several detectors in one: the median of each class, as whole numbers, and their sum.
+
+    The median of an even number of detectors may lie halfway between two counts. Such medians are rounded up and down
+    in turn, beginning with up, so that the total is less than one object from the sum of the medians. Each rounded by
+    itself would add half an object for each class. A constant that is added to a class of all detectors is added to
+    the result: residuals, true minus counted, are joined as ``-joined(-residuals)``.
+    """
+    medians = np.median(counts[..., 1:], axis=0)
+    lower = np.floor(medians).astype(np.int64)
+    halfway = medians > lower
+    by_class = lower + (halfway & (np.cumsum(halfway, axis=-1) % 2 == 1))
     return np.concatenate([by_class.sum(axis=-1, keepdims=True), by_class], axis=-1)
 
 

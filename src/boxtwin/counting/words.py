@@ -40,6 +40,16 @@ def promise(counter: Counter) -> str:
     return f"{text}. Each of these was counted by a detector that had not been trained on it"
 
 
+def boxes_of_one(images: Sequence[CountedImage], counter: Counter) -> list[str]:
+    """Where several detectors count: whose boxes are shown, and in how many images they are not as many as counted."""
+    if len(counter.detectors) == 1:
+        return []
+    unequal = sum(len(image.count.found.labels) != image.count.counts[0] for image in images)
+    text = f"Counts are the medians of {len(counter.detectors)} detectors. The boxes of an image are those of the "
+    text += f"detector whose counts are nearest; in {unequal} of {several(images)} there are more or fewer than counted"
+    return [text]
+
+
 def marks(images: Sequence[CountedImage], counter: Counter) -> list[str]:
     """How many images are unlike the training images, and why; classes never counted; images without GeoJSON."""
     reasons = Tally(reason for image in images for reason in image.count.unlike)
@@ -97,7 +107,8 @@ def summary(images: Sequence[CountedImage], counter: Counter, seconds: float) ->
     if len(counter.classes) > 1:
         by_class = zip(sums[1:], counter.classes, strict=True)
         first += ": " + ", ".join(f"{name} {number}" for number, name in by_class)
-    return [first, *scales(images, counter), promise(counter), *marks(images, counter)]
+    lines = [first, *scales(images, counter), promise(counter)]
+    return [*lines, *boxes_of_one(images, counter), *marks(images, counter)]
 
 
 def several(images: Sequence[CountedImage]) -> str:

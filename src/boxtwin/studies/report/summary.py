@@ -145,7 +145,8 @@ def in_short(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
-    """The values of `answer` for each setup with comparisons; controls alone only where there is no other generator."""
+    """The values of `answer` for each setup with comparisons; a control has a paragraph of its own only where no other
+    generator has as many variations."""
     values_by_setup = []
     for setup in setups(rows):
         alike = [contrast for contrast in contrasts if contrast.new in setup]
@@ -157,6 +158,10 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         groups = _groups(subjects)
         leads = [_lead(group) for group in groups]
         values = [_of_generator(lead, group, controls, gains) for lead, group in zip(leads, groups, strict=True)]
+        # Controls of which no number of variations stands beside a lead: they are in no sentence on a generator.
+        beside = {line_of(control.old) for value in values for control, _ in value["controls"]}
+        alone = [each for each in gains if each not in subjects and line_of(each.new) not in beside]
+        values += [_of_generator(_lead(group), group, [], gains) for group in _groups(alone)]
         extra = [contrast for kind in EXTRA_IMAGES for contrast in by_kind[kind]]
         # What may be advised beside them. `repeat` shows what steps bring: it is no treatment.
         others = [each for each in gains if each not in subjects and each.new.generator != "repeat"]
