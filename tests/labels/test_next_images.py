@@ -85,6 +85,17 @@ def test_among_unlike_images_disagreement_decides() -> None:
     assert places(choose(bits, features, np.zeros((0, 5)), 2)) == [3, 1]
 
 
+def test_images_without_disagreement_do_not_come_before_those_in_doubt() -> None:
+    """However many there are: the last image is in doubt, and a little nearer to the labelled one."""
+    images = 40
+    features = np.eye(images + 1)
+    labelled = features[-1:] - 0.2 * features[images - 1]
+    features[images - 1] += 0.4 * features[-1]
+    bits = np.zeros(images)
+    bits[-1] = 2.0
+    assert places(choose(bits, features[:-1], labelled, 1)) == [images - 1]
+
+
 def test_without_disagreement_distance_decides() -> None:
     chosen = choose(np.zeros(3), np.array([[0, 0.1, 1.0], [0, 0, 1.0], [1, 0, 0]]), LABELLED, 3)
     assert places(chosen) == [2, 0, 1]

@@ -51,16 +51,17 @@ def choose(
 ) -> list[tuple[int, float]]:
     """Indices of the images to label, first ones first, each with its distance to those labelled or chosen before.
 
-    Each time the image is taken whose rank by disagreement (the share of images with as much or less) times that
-    distance is greatest. Ranks, because a few images may hold a hundred times as many objects as the others. The
-    distance of two images is one less the cosine of their features, less the mean of all images.
+    Each time the image is taken whose rank by disagreement times that distance is greatest. Ranks, because a few images
+    may hold a hundred times as many objects as the others. Equal disagreement shares the lowest rank: where most images
+    have none, any higher rank would prefer distant images that no detector doubts. The distance of two images is one
+    less the cosine of their features, less the mean of all images.
     """
     every = np.concatenate([features, labelled])
     every = every - every.mean(axis=0)
     every /= np.maximum(np.linalg.norm(every, axis=1, keepdims=True), 1e-12)
     ours, known = every[: len(features)], every[len(features) :]
     nearest = (1 - ours @ known.T).min(axis=1, initial=2.0)
-    ranks = rankdata(bits, method="max") / max(len(bits), 1)
+    ranks = rankdata(bits, method="min") / max(len(bits), 1)
     chosen: list[tuple[int, float]] = []
     left: Int[np.ndarray, " left"] = np.arange(len(bits))
     while len(left) and len(chosen) < number:
