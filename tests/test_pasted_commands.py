@@ -37,6 +37,7 @@ from boxtwin.commands.review_suspects import compare_command
 from boxtwin.config.arguments import quote_refused, refused_word
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.launch import OPTIONS_VARIABLE
+from boxtwin.config.places import what_to_set
 from boxtwin.config.schema import BoxtwinConfig, GenerateConfig
 from boxtwin.counting.detectors import find_detectors
 from boxtwin.errors import InputError
@@ -273,6 +274,17 @@ def test_using_labels_that_were_read(paste: Pasted) -> None:
     lines = [add_command(Path(value)) for value in HOSTILE]
     for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "review.py"), strict=True):
         assert values(given_words)["read"] == ["DATASET", value]
+
+
+def test_converting_a_data_set(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in HOSTILE:
+        labels = Path(value.lstrip("/")) / "labels" / "image.txt"
+        labels.parent.mkdir(parents=True)
+        labels.touch()
+        command = what_to_set(labels.parents[1]).partition("convert them: ")[2]
+        (words,) = given_to(paste(command), "python", "review.py")
+        assert values(words) == {"read": str(labels.parents[1]), "folder": "CONVERTED"}
 
 
 def test_serving_images_to_label_studio() -> None:

@@ -37,6 +37,7 @@ COMMAND = re.compile(
 # What of the user's is in a command: by file and function, and the test in test_pasted_commands that pastes it.
 PRODUCERS = {
     "config.arguments.refused_word": "test_words_that_hydra_refused",
+    "config.places.what_to_set": "test_converting_a_data_set",
     "commands.compare.with_split": "test_making_a_published_run_again",
     "commands.compare.with_study": "test_making_runs_of_several_studies_again",
     "commands.export._detectors_near": "test_runs_that_an_error_lists",

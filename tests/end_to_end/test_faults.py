@@ -210,6 +210,11 @@ def test_each_kind_of_bad_data_is_named(tmp_path: Path) -> None:
         ("dataset.root=nowhere", "nowhere/annotations.json does not exist; set dataset.root"),
         ("dataset.images=pictures", "there is no folder set/pictures; set dataset.images"),
         (
+            "dataset.annotations=train.json",
+            "set/train.json does not exist; set dataset.annotations, and dataset.images if need be: set holds annotati",
+        ),
+        ("dataset.root=yolo", "convert them: python review.py read=yolo folder=CONVERTED"),
+        (
             "dataset.images=empty",
             "none of the 12 images that set/annotations.json names is in set/empty; set dat",
         ),
@@ -233,11 +238,13 @@ def test_a_refused_command_leaves_nothing_behind(words: str, message: str, tmp_p
     outside_box(content, tmp_path / "set")
     (tmp_path / "set" / "empty").mkdir()
     (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "yolo" / "labels").mkdir(parents=True)
+    (tmp_path / "yolo" / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1")
     command = COCO_RUN.replace("train.py", "train.py -m") if "-m " in words else COCO_RUN
     printed = run(f"{command} {words.removeprefix('-m ')}", tmp_path, code=1)
     assert message in printed
     assert "Traceback" not in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "yolo"}
 
 
 def test_a_coco_set_trains_and_its_bad_boxes_are_the_users_choice(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_data_set_in_yolo_is_converted_and_trained_on(tmp_path: Path) -> None:
     run("review.py export=yolo store=store folder=set", tmp_path)
     printed = run("review.py read=set folder=converted", tmp_path)
     assert "2 images, 2 boxes, classes: red blood cell, größe & <co>" in printed
-    assert "use it with: dataset=coco dataset.root=converted" in printed
+    assert "use it with: dataset=coco dataset.name=converted dataset.root=converted" in printed
     content = json.loads((tmp_path / "converted" / "annotations.json").read_text())
     first, second = sorted(image["file_name"] for image in content["images"])
     split = {"s1": {"train": [first], "val": [second], "test": []}}

@@ -66,7 +66,9 @@ def read_labels(composed: DictConfig) -> Path:
         described, remarks = convert(paths, Path(config.folder), split, new_classes=config.new_classes)
         for remark in remarks:
             log.warning("%s", remark)
-        settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.root": config.folder}
+        # Joined images are compared with those of the first set: under its name, which only its runs know.
+        name = Path(config.folder).absolute().name if split is None else "NAME"
+        settings: dict[str, str | list[str]] = {"dataset": "coco", "dataset.name": name, "dataset.root": config.folder}
         if split is not None:
             names = list(load_json(split, setting="split.file="))
             if len(names) == 1:  # that of a part of a split, such as s1n10, is no option of conf/split

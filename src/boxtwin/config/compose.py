@@ -183,7 +183,8 @@ def _no_setting(key: str) -> InputError:
 def no_setting_of_generator(generator: str, settings: Sequence[str], known: Iterable[str]) -> InputError:
     """The error for ``settings`` that one generator lacks, whose own are ``known``."""
     others = [name for name in known if name not in ("name", "_target_", *settings)]
-    cure = "To give one of several generators settings of its own, see docs/generators.md#an-option-of-your-own"
+    cure = "To give one of several generators settings of its own, run it by another command with the same study=, or "
+    cure += "make an option of it: docs/generators.md#an-option-of-your-own"
     advice = nearest(settings[0], others, 1).removesuffix("?") if len(settings) == 1 else ""
     lacks = f"no setting {settings[0]}" if len(settings) == 1 else f"no settings {', '.join(settings)}"
     has = f"It has {', '.join(others)}" if others else "It has none"

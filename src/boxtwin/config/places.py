@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from boxtwin.command_line import command_line, setting
 from boxtwin.datasets.coco_json import fault_of_name, file_key, find_files, load_content
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.splits import check_sizes, check_train_size, listed_sides
 from boxtwin.errors import DataError, InputError
+
+LABEL_FILES = (".xml", ".txt")  # of Pascal VOC and CVAT, and of YOLO
+MOST_LOOKED_AT = 10_000  # files of a folder without annotations, which may be any folder
 
 
 def check_places(config: DictConfig) -> None:
@@ -31,6 +37,8 @@ def check_places(config: DictConfig) -> None:
     else:
         file, images = Path(node.root, node.annotations), Path(node.root, node.images)
         try:
+            if not file.exists():
+                raise InputError(f"{file} does not exist; {what_to_set(Path(node.root))}")
             keys = _keys(file, images, file.stat().st_mtime_ns if file.is_file() else 0)
         except InputError as error:
             raise DataError(str(error)) from None
@@ -41,6 +49,18 @@ def check_places(config: DictConfig) -> None:
     elif (path := Path(split.file)).is_file():  # else said elsewhere
         listed = listed_sides(path, split.name, node.name, set(keys))
         check_train_size(path, split.name, len(listed["train"]), train=split.train, train_size=split.train_size)
+
+
+def what_to_set(root: Path) -> str:
+    """What to do about a data set without its COCO file, from what else is in its folder."""
+    levels = (root.glob("/".join("*" * depth)) for depth in (1, 2, 3))
+    near = list(islice(chain.from_iterable(levels), MOST_LOOKED_AT))
+    if found := sorted(path.relative_to(root).as_posix() for path in near if path.suffix.lower() == ".json"):
+        return f"set dataset.annotations, and dataset.images if need be: {root} holds {some(found)}"
+    if any(path.suffix.lower() in LABEL_FILES for path in near):
+        command = command_line("review.py", [setting("read", str(root)), "folder=CONVERTED"])
+        return f"if {root} holds labels of another format, convert them: {command}"
+    return "set dataset.root (and dataset.annotations) to your COCO data set"
 
 
 @cache

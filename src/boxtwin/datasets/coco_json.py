@@ -93,7 +93,7 @@ def load_content(path: Path) -> dict[str, list[dict[str, Any]]]:
 
     Raises `InputError` if the file is none.
     """
-    content = load_json(path, cure="set dataset.root (and dataset.annotations) to your COCO data set")
+    content = load_json(path)
     for key, fields in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path}: a COCO detection file needs a list under '{key}'")
