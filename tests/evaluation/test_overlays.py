@@ -13,6 +13,9 @@ from boxtwin.evaluation.matching import match, match_detections
 from boxtwin.evaluation.overlays import (
     DPI,
     LEGEND,
+    TILE,
+    _busiest_window,
+    _new_boxes,
     contact_sheet,
     draw_boxes,
     pick_examples,
@@ -119,7 +122,7 @@ def test_any_image_can_be_pictured(pixels: np.ndarray, tmp_path: Path) -> None:
     found = {1: detections([[0, 0, 1, 1]], [0.9]), 2: detections([[0, 0, 1, 1]], [0.8])}
     side_by_side([sample, empty], found, 0.5, tmp_path / "out.png", ["ship", "buoy"])
     contact_sheet([sample, empty], [[sample], []], tmp_path / "sheet.png", ["ship", "buoy"])
-    assert min(read_image(tmp_path / "out.png").shape[:2]) > 300
+    assert min(read_image(tmp_path / "out.png").shape[:2]) > 200
     assert min(read_image(tmp_path / "sheet.png").shape[:2]) > 300
 
 
@@ -167,6 +170,47 @@ def test_contact_sheet_puts_variations_beside_their_source(tmp_path: Path) -> No
     assert holds_colour(sheet[: sheet.shape[0] // 2, half:], "#4cc9f0")
     assert holds_colour(sheet[sheet.shape[0] // 2 :, :half], "#4cc9f0")
     assert (sheet[sheet.shape[0] // 2 :, half:] == sheet[-1, -1]).all()
+
+
+def test_close_ups_show_the_objects_that_variations_add(tmp_path: Path) -> None:
+    """The objects of the source are unchanged, so a close-up of them would show nothing of the variation."""
+    black = np.zeros((200, 200), np.uint8)
+    source = make_sample(tmp_path, "a.png", black, [[10, 10, 30, 30], [20, 10, 40, 30]])
+    pasted = [[150, 140, 170, 160]]
+    added = make_sample(tmp_path, "v.png", black, [*source.boxes.tolist(), *pasted])
+    assert _new_boxes(source, [source, None, added]).tolist() == pasted
+    left, top, right, bottom = _busiest_window(source, _new_boxes(source, [added]))
+    assert left < 150 < 170 < right <= 200
+    assert top < 140 < 160 < bottom <= 200
+    assert _busiest_window(source, _new_boxes(source, [source]))[:2] == (0, 0)
+    assert len(_new_boxes(make_sample(tmp_path, "e.png", black), [])) == 0
+    contact_sheet([source], [[added]], tmp_path / "sheet.png", columns=2)
+    close_up = np.array_split(np.array_split(read_image(tmp_path / "sheet.png"), 2)[1], 2, axis=1)
+    assert [holds_colour(part, colour) for part, colour in zip(close_up, ("#4cc9f0", "#ffd23f"), strict=True)] == [
+        False,
+        True,
+    ]
+
+
+def test_rows_are_as_high_as_their_images(tmp_path: Path) -> None:
+    wide = make_sample(tmp_path, "a.png", np.zeros((60, 120), np.uint8), [[10, 10, 20, 30]])
+    square = make_sample(tmp_path, "b.png", np.zeros((120, 120), np.uint8), [[10, 10, 20, 30]])
+    sheets = []
+    for place, source in enumerate((wide, square)):
+        contact_sheet([source], [[source]], tmp_path / f"{place}.png", columns=2)
+        sheets.append(read_image(tmp_path / f"{place}.png").shape[:2])
+    assert sheets[0][1] == sheets[1][1]
+    assert sheets[1][0] - sheets[0][0] == pytest.approx(TILE * DPI / 2, abs=1)
+
+
+def test_a_choice_of_images_is_said_to_be_one(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "a.png", np.zeros((40, 40), np.uint8))
+    legends = []
+    for number in (None, 1, 30):
+        side_by_side([sample], {}, 0.5, tmp_path / "out.png", ["ship"], number)
+        legends.append(read_image(tmp_path / "out.png")[: round(LEGEND * DPI)])
+    assert (legends[0] == legends[1]).all()
+    assert (legends[0] != legends[2]).any()
 
 
 def test_classes_have_colours_of_their_own_and_a_legend(tmp_path: Path) -> None:

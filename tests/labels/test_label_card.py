@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxtwin.datasets.image_io import read_image, write_png
-from boxtwin.labels.card import _cases, tally, write_card
+from boxtwin.labels.card import _cases, _once, tally, write_card
 
 EVIDENCE = {"response": 0.9, "contrast": 4.0, "contrast_source": 5.0, "match": 0.8, "detector": None}
 
@@ -59,6 +59,16 @@ def test_counts_reasons_and_metrics(store: tuple[Path, dict[str, Any]]) -> None:
     assert "detector" not in card["evidence"]  # nobody looked
     picture = read_image(folder / "label_card.png")
     assert picture.shape[0] > 1000  # histograms and four strips
+
+
+def test_an_object_of_a_source_is_pictured_once() -> None:
+    """Nine unchanged variations of one object would leave no room for others."""
+    lines = [line(number, "kept", contrast=float(number)) for number in range(1, 10)]
+    lines.append(line(10, "added", contrast=0.5))
+    cases = _once(sorted(_cases(lines), key=lambda case: case.evidence["contrast"]))
+    assert [(case.line["variation"], case.decision) for case in cases] == [(10, "added"), (1, "kept")]
+    other = {**line(1, "kept"), "source": "b.png"}
+    assert len(_once(_cases([lines[0], other]))) == 2
 
 
 @pytest.mark.parametrize(

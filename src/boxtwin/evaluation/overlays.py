@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from boxtwin.boxes import area_xyxy
+from boxtwin.boxes import area_xyxy, iou_matrix
 from boxtwin.datasets.image_io import Pixels
 from boxtwin.datasets.levels import to_8_bit
 from boxtwin.datasets.sample import Detections, Sample
@@ -33,6 +33,7 @@ CAPTION = 6  # points, the size of letters
 LETTER = 0.75 * CAPTION  # points, more than the mean width of one
 LEGEND = 0.3  # inches, a line of it
 MOST_NAMED = 10  # classes in a legend
+FLATTEST = 0.2  # height of a row, in widths of a picture, so that titles of very long images have room
 Window = tuple[int, int, int, int]  # xyxy, pixels of the image
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
 
@@ -118,16 +119,18 @@ def side_by_side(
     threshold: float | Sequence[float],
     path: Path,
     classes: Sequence[str],
+    chosen_of: int | None = None,
 ) -> None:
     """Truth on the left, detections from the threshold (or that of their class) on the right, for each sample.
 
     Right detections are green, wrong ones red, missed objects dashed yellow, those in a crowd grey and dotted. Where
-    there are several classes, a box's corner and caption have the colour of its class, which the legend names.
+    there are several classes, a box's corner and caption have the colour of its class, which the legend names. Where
+    the samples are a choice of ``chosen_of`` images, the legend says so.
     """
     pairs_across = 1 if len(samples) <= 2 else 2
-    rows = -(-len(samples) // pairs_across)
     named = _Classes(classes)
-    figure, grid = _grid(rows, 2 * pairs_across, legend_lines=2 if len(classes) > 1 else 1)
+    flat = [_flatness(samples[place : place + pairs_across]) for place in range(0, len(samples), pairs_across)]
+    figure, grid = _grid(flat, 2 * pairs_across, legend_lines=2 if len(classes) > 1 else 1)
     for sample, (left, right) in zip(samples, grid.reshape(-1, 2), strict=False):
         pixels = sample.read()
         detected = counted(detections.get(sample.image_id, NOTHING), threshold)
@@ -154,6 +157,8 @@ def side_by_side(
     lines["missed"].set_linestyle("--")
     if any(sample.crowd.any() for sample in samples):
         lines["crowd"] = Line2D([], [], color=CROWD, linewidth=2, linestyle=":")
+    if chosen_of is not None and chosen_of > len(samples):
+        lines[f"{len(samples)} of {chosen_of} images"] = Line2D([], [], linestyle="")
     _dark_legend(figure, list(lines.values()), list(lines), 1.0)
     named.legend(figure, top=LEGEND)
     save(figure, path)
@@ -172,19 +177,22 @@ def contact_sheet(
     """Each source beside its first ``columns - 1`` variations, boxes drawn, and a row of close-ups below.
 
     Sources with few variations stand side by side, as many as ``columns`` have room for. The close-up shows the same
-    window of every picture: the one around the source's objects that holds most of them. ``titles`` replace those of
+    window of every picture: of objects that variations have and their source lacks, or else of the source's objects,
+    the window around one of them that holds most. ``titles`` replace those of
     the variations; None leaves a place empty below its title. With ``unchecked``, the legend says that nothing has
     checked the boxes of variations.
     """
     across = 1 + min(columns - 1, max(len(of_source) for of_source in variations))
     beside = min(len(sources), max(1, columns // across))
     named = _Classes(classes)
-    rows = -(-len(sources) // beside)
-    figure, grid = _grid(2 * rows, across * beside, legend_lines=2 if len(classes) > 1 else 1)
+    flat = [_flatness(sources[place : place + beside]) for place in range(0, len(sources), beside)]
+    heights = [height for row in flat for height in (row, 1.0)]  # close-ups are square
+    figure, grid = _grid(heights, across * beside, legend_lines=2 if len(classes) > 1 else 1)
     unused = set(grid.ravel())
     for index, (source, of_source) in enumerate(zip(sources, variations, strict=True)):
-        window, (row, place) = _busiest_window(source), divmod(index, beside)
-        for column, sample in enumerate([source, *of_source[: across - 1]]):
+        pictured, (row, place) = of_source[: across - 1], divmod(index, beside)
+        window = _busiest_window(source, _new_boxes(source, pictured))
+        for column, sample in enumerate([source, *pictured]):
             axes = grid[2 * row : 2 * row + 2, across * place + column]
             title = source.name.rsplit("/", 1)[-1]
             if sample is not None:
@@ -251,9 +259,16 @@ class _Classes:
         _dark_legend(figure, marks, names, 1 - top / figure.get_figheight())
 
 
-def _busiest_window(source: Sample) -> Window:
-    """A square around one object that holds as many object centres as possible, inside the image."""
-    boxes, width, height = source.object_boxes, source.width, source.height
+def _new_boxes(source: Sample, variations: Sequence[Sample | None]) -> Float[np.ndarray, "n 4"]:
+    """The boxes of objects in variations that lie on no object of their source."""
+    boxes = np.concatenate([np.zeros((0, 4)), *(each.object_boxes for each in variations if each is not None)])
+    return boxes[iou_matrix(boxes, source.object_boxes).max(axis=1, initial=0.0) == 0]
+
+
+def _busiest_window(source: Sample, new: Float[np.ndarray, "n 4"]) -> Window:
+    """A square around one of the new objects, or of the source's if there are none, that holds as many of their centres
+    as possible, inside the image."""
+    boxes, width, height = new if len(new) else source.object_boxes, source.width, source.height
     shorter = min(width, height)
     if not len(boxes):
         side = max(1, shorter // 4)
@@ -269,15 +284,23 @@ def _busiest_window(source: Sample) -> Window:
     return int(x), int(y), int(x) + side, int(y) + side
 
 
-def _grid(rows: int, columns: int, *, legend_lines: int) -> tuple[Figure, np.ndarray]:
-    """Axes, ``(rows, columns)``, below room for so many lines of legend."""
+def _flatness(samples: Sequence[Sample]) -> float:
+    """The height of a row of images, in widths of a picture, at most 1."""
+    return min(1.0, max(FLATTEST, *(sample.height / sample.width for sample in samples)))
+
+
+def _grid(heights: Sequence[float], columns: int, *, legend_lines: int) -> tuple[Figure, np.ndarray]:
+    """Axes, ``(rows, columns)``, below room for so many lines of legend; rows have ``heights``, in widths of axes."""
     gap, below, title, top = 0.06, 0.04, 0.22, 0.05 + LEGEND * legend_lines
-    width, height = columns * (TILE + gap) + gap, rows * (TILE + title) + top
+    rows = [TILE * each for each in heights]
+    width, height = columns * (TILE + gap) + gap, sum(rows) + len(rows) * (below + title) + top
     figure = Figure(figsize=(width, height))
     places = {"left": gap / width, "right": 1 - gap / width}
     places |= {"bottom": below / height, "top": 1 - (top + title) / height}
-    places |= {"wspace": gap / TILE, "hspace": (title + below) / (TILE - below)}
-    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=places)
+    # Matplotlib takes the space between axes in shares of their mean height.
+    places |= {"wspace": gap / TILE, "hspace": (title + below) / (sum(rows) / len(rows))}
+    shape = {**places, "height_ratios": rows}
+    return figure, figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=shape)
 
 
 def _dark_legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str], top: float) -> None:

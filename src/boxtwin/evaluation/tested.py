@@ -81,7 +81,7 @@ def run_test(
     save_matches(folder / MATCHES_FILE, tested.matching)
     keep_examples(folder / EXAMPLES_FILE, test, detections, thresholds.by_class, classes)
     examples = overlays.pick_examples(test, EXAMPLES)
-    overlays.side_by_side(examples, detections, thresholds.by_class, folder / PICTURES[0], classes)
+    overlays.side_by_side(examples, detections, thresholds.by_class, folder / PICTURES[0], classes, len(test))
     plots.precision_recall_curve(RECALLS, ResampledAP.of(tested.matching).curves(), folder / PICTURES[1], classes)
     # Counts of every image, (images, classes).
     true, counted = (

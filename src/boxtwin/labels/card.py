@@ -213,11 +213,19 @@ def _picture(card: LabelCard, cases: Sequence[_Case], pair_of: _PairOf, classes:
         for axes, name in zip(next(parts).subplots(1, len(shown), squeeze=False).flat, shown, strict=True):
             _histogram(axes, name, card["evidence"][name])
     for decision in strips:
-        chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)[:CROPS]
-        _strip(next(parts), decision, chosen, pair_of, classes)
+        chosen = sorted((case for case in cases if case.decision == decision), key=lambda case: case.certainty)
+        _strip(next(parts), decision, _once(chosen)[:CROPS], pair_of, classes)
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=100, facecolor="white", metadata={"Software": None})
     return encoded.getvalue()
+
+
+def _once(cases: Sequence[_Case]) -> list[_Case]:
+    """The first case of each object of a source, which would fill a strip if all its variations were shown."""
+    first: dict[tuple[str, Box], _Case] = {}
+    for case in cases:
+        first.setdefault((case.line["source"], case.claimed or case.box), case)
+    return list(first.values())
 
 
 def _histogram(axes: Axes, name: str, values: EvidenceValues) -> None:
@@ -238,7 +246,8 @@ def _histogram(axes: Axes, name: str, values: EvidenceValues) -> None:
 def _strip(part: Any, decision: Decision, chosen: Sequence[_Case], pair_of: _PairOf, classes: Sequence[str]) -> None:
     """Pairs of close-ups: the source above, the variation below."""
     was = " (dashed: where it was)" if decision == "shifted" else ""
-    title, colour = f"boxes {decision}{was}, the least certain first", COLOURS[decision]
+    title = f"boxes {decision}{was}, each object of a source once, the least certain first; contrast stretched"
+    colour = COLOURS[decision]
     part.suptitle(title, fontsize=10, x=0.005, ha="left", color=colour, fontweight="bold")
     grid = part.subplots(2, CROPS)
     for axes in grid[:, len(chosen) :].flat:

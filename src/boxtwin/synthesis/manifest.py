@@ -343,7 +343,10 @@ def check_usable(
     unchanged = [line for line in lines if line.unchanged]
     if unchanged and not repeats:
         share, example = f"{len(unchanged)} of {wanted}", f"{unchanged[0].source} v{unchanged[0].variation:02d}"
-        log.warning(f"{store}: {share} variations equal their sources, such as {example}: they bring nothing new")
+        log.warning(
+            f"{store}: {share} variations equal their sources, such as {example}: they bring nothing new. Take another "
+            "generator, or a setting of this one that changes more, such as a higher strength"
+        )
 
 
 def store_costs(
