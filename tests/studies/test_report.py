@@ -97,7 +97,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert (change.before, change.after) == pytest.approx((0.5, 0.515))
     # the sentence speaks of the two pairs only
     (sentence,) = said(condition_table(runs))
-    assert "AP50 50.0 -> 51.5 (+1.5, better; -2.0 to +5.0 over seeds)" in sentence
+    assert "AP50 50.0 -> 51.5 (+1.5; -2.0 to +5.0 over seeds)" in sentence
     assert "2 paired seeds: not enough runs to tell" in sentence
 
 
@@ -124,8 +124,8 @@ def test_one_baseline_serves_every_generator_but_no_other_setting() -> None:
 def test_the_sentence_of_a_single_run() -> None:
     rows = condition_table([make_run(ap50=0.412, mae=1.15), make_run(variations=10, ap50=0.43, mae=1.47)])
     assert said(rows) == [
-        "s2 x10 pixel_ddpm: AP50 41.2 -> 43.0 (+1.8, better), AP 20.6 -> 21.5 (+0.9, better), "
-        "count MAE 1.15 -> 1.47 (+0.32, worse). "
+        "s2 x10 pixel_ddpm: AP50 41.2 -> 43.0 (+1.8), AP 20.6 -> 21.5 (+0.9), "
+        "count MAE 1.15 -> 1.47 (+0.32). "
         "One seed: not enough runs to tell chance from effect."
     ]
 
@@ -143,7 +143,7 @@ def test_positive_control_is_more_real_data() -> None:
     rows = condition_table([make_run(ap50=0.4, mae=1.2), make_run("s1", real=80, ap50=0.5, mae=0.9)])
     assert said(rows)[0].startswith(
         "Twice the real data (s1 with 80 instead of s2 with 40 real images): "
-        "AP50 40.0 -> 50.0 (+10.0, better), AP 20.0 -> 25.0 (+5.0, better), count MAE 1.20 -> 0.90 (-0.30, better)."
+        "AP50 40.0 -> 50.0 (+10.0), AP 20.0 -> 25.0 (+5.0), count MAE 1.20 -> 0.90 (-0.30)."
     )
 
 

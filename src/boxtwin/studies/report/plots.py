@@ -19,7 +19,7 @@ from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.conditions import Estimate, Row, baseline, condition_name
 from boxtwin.studies.dose_response import Curve
 from boxtwin.studies.equivalence import PLAIN, Exchange
-from boxtwin.studies.inference import LEAST_PAIRS
+from boxtwin.studies.inference import LEAST_BARS, LEAST_PAIRS
 from boxtwin.studies.report.words import METRICS, sentence
 
 PLOTTED = ("map_50", "count_mae")
@@ -33,12 +33,14 @@ MARGIN = 0.05  # of an axis's height, above and below what it shows
 LETTERS = 14  # of 9 points that go into an inch of a legend
 # Okabe & Ito's colours for the colour-blind; markers and dashes repeat the distinction in black and white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+GREY = "#555555"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_TREATMENTS = len(COLOURS)  # that are shown at one number of real images beside others at several
 DASHES = ((0, ()), (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 # Nothing about when and with what: the same drawing gives the same bytes, and names no address.
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+KEYS = 2  # of a curve's legend that name no line: seeds, intervals
 COLUMNS = 2
 SIZE = (5.6, 4.4)  # of a plot with one panel, in inches
 
@@ -83,8 +85,8 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
 def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
     """One line per split and generator through the means, from the runs of the split without variations.
 
-    Several seeds are hollow points; the 95 % interval of their mean is a bar, joined to a band along the line. Numbers
-    of variations stand at equal distances.
+    Several seeds are hollow points; the 95 % interval of the mean of `LEAST_BARS` or more is a bar, joined to a band
+    along the line. Numbers of variations stand at equal distances.
     """
     scale, (title, least_height, largest) = METRICS[metric].factor, CURVES[metric]
     numbers = sorted({row.variations for row in rows})
@@ -97,12 +99,18 @@ def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
         style = _style(index)
         means = [scale * estimate.mean for estimate in estimates]
         axes.plot(x, means, **style, linewidth=1.8, markersize=7, label=label)
-        _band(axes, x, estimates, scale, style["color"], largest)
+        known = [each if len(each.by_seed) >= LEAST_BARS else Estimate(()) for each in estimates]
+        _band(axes, x, known, scale, style["color"], largest)
         for place, estimate in zip(x, estimates, strict=True):
             if len(estimate.by_seed) > 1:
                 values = [scale * value for value in estimate.values]
                 hollow = {**style, "linestyle": "none", "fillstyle": "none"}
                 axes.plot([place] * len(values), values, **hollow, markersize=5)
+    most = max((len(row.estimates[metric].by_seed) for line in lines.values() for row in line), default=0)
+    if most > 1:
+        axes.plot([], [], "o", color=GREY, fillstyle="none", markersize=5, label="one seed")
+    if most >= LEAST_BARS:
+        axes.errorbar([], [], [], ecolor=GREY, elinewidth=1.0, capsize=4, fmt="none", label="95 % interval of the mean")
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
     axes.set_xlim(-0.4, max(len(numbers) - 0.6, 0.4))
     low, high = _height([row.estimates[metric] for line in lines.values() for row in line], scale, largest)
@@ -114,9 +122,9 @@ def draw_curve(axes: Axes, rows: Sequence[Row], metric: str) -> None:
 
 
 def _height(estimates: Sequence[Estimate], scale: float, largest: float) -> tuple[float, float]:
-    """What the axis shows: all values, and intervals of three or more seeds; those of two would dwarf the rest."""
+    """What the axis shows: all values, and the intervals that are drawn."""
     shown = [value for estimate in estimates for value in estimate.values]
-    shown += [end for each in estimates if len(each.by_seed) > 2 for end in each.interval or ()]
+    shown += [end for each in estimates if len(each.by_seed) >= LEAST_BARS for end in each.interval or ()]
     if not shown:
         return 0.0, 0.0
     low, high = np.clip(scale * np.array([min(shown), max(shown)]), 0.0, largest)
@@ -174,7 +182,7 @@ def curve_text(rows: Sequence[Row], metric: str) -> str:
 
 def _legend_height(rows: Sequence[Row]) -> float:
     """Inches that a legend of many lines needs beyond those of a few, where it has one column."""
-    return 0.2 * max(0, len(lines_of(rows)) - 6)
+    return 0.2 * max(0, len(lines_of(rows)) + KEYS - 6)
 
 
 def _legend(figure: Figure) -> None:
@@ -210,7 +218,7 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     """Curve, band, what was measured with its own interval, and the best number."""
     scale = METRICS[curve.metric].factor
     x, band = np.log1p(curve.variations), scale * curve.band
-    axes.axhline(0, color="#555555", linewidth=0.8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
     axes.fill_between(x, band[0], band[1], color=colour, alpha=0.18, linewidth=0)
     for edge in band:  # in black and white a pale band alone is easily missed
         axes.plot(x, edge, color=colour, linewidth=0.7, linestyle=DASHES[2])
@@ -278,7 +286,7 @@ def steps_picture(by_steps: Sequence[tuple[str, Sequence[tuple[int, Contrast]]]]
     """Gains in AP50 against steps; ``text`` says the same."""
     canvas = Figure(figsize=SIZE, layout="constrained")
     axes = canvas.add_subplot()
-    axes.axhline(0, color="#555555", linewidth=0.8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
     for place, (title, series) in enumerate(by_steps):
         # Side by side on the axis of logarithms, so that intervals do not cover each other.
         x = [steps * 1.03 ** (place - (len(by_steps) - 1) / 2) for steps, _ in series]

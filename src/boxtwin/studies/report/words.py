@@ -11,7 +11,7 @@ from typing import Any
 from boxtwin.evaluation.pages import templates
 from boxtwin.studies.conditions import condition_name
 from boxtwin.studies.dose_response import MARGINS
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+from boxtwin.studies.inference import LEAST_BARS, LEAST_PAIRS, LEVEL
 from boxtwin.studies.suspects import APPLIED_FROM
 
 
@@ -74,6 +74,7 @@ ENVIRONMENT.filters |= {
 }
 ENVIRONMENT.globals |= {
     "METRICS": METRICS,
+    "LEAST_BARS": LEAST_BARS,
     "LEAST_PAIRS": LEAST_PAIRS,
     "LEVEL": LEVEL,
     "APPLIED_FROM": APPLIED_FROM,
