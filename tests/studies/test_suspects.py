@@ -218,6 +218,9 @@ def test_files_leave_labels_alone_and_apply_suggestions_apart(tmp_path: Path) ->
     listed = marked.pop("suspects")
     paths = [image.pop("path", None) for image in marked["images"]]
     assert [path and Path(path).resolve() for path in paths] == [labelled.path.resolve(), None]
+    texts = [image.pop("suspects", None) for image in marked["images"]]
+    ranked = sorted(suspects, key=lambda each: -each.score)
+    assert texts == [", ".join(f"{each.score:.2f} {each.kind}" for each in ranked), None]
     for image in marked["images"]:
         image.pop("orientation", None)
     assert marked == content

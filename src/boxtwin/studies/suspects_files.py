@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_suspects(
 
     Suggestions for training images are not applied: they are of one detector, and change nothing that is scored. Each
     image has ``path``, its file as seen from the working folder, and how it is read, so that `review.py export=` finds
-    it from another folder.
+    it from another folder. In `MARKED_FILE` an image has its own ``suspects`` as text, which export hands on to tools.
     """
     content = _with_paths(load_json(annotations), samples)
     found = [() if each.index is None else samples[each.name].annotations[each.index] for each in suspects]
@@ -69,7 +70,8 @@ def write_suspects(
     writer.writeheader()
     writer.writerows(lines)
     write_bytes_atomically(folder / LIST_FILE, text.getvalue().encode())
-    write_bytes_atomically(folder / MARKED_FILE, json.dumps({**content, "suspects": lines}, indent=1).encode())
+    marked = {**content, "images": _with_suspects(content["images"], suspects), "suspects": lines}
+    write_bytes_atomically(folder / MARKED_FILE, json.dumps(marked, indent=1).encode())
     scored = [place for place, each in enumerate(suspects) if sides[each.name] != TRAINING]
     applied = _applied(content, [suspects[k] for k in scored], [found[k] for k in scored], category_ids)
     write_bytes_atomically(folder / SUGGESTED_FILE, json.dumps(applied, indent=1).encode())
@@ -85,6 +87,16 @@ def _with_paths(content: dict[str, Any], samples: Mapping[str, Sample]) -> dict[
         return {"path": Path(os.path.relpath(sample.path)).as_posix(), **sample.reading.stated()}
 
     return {**content, "images": [{**entry, **of(entry)} for entry in content["images"]]}
+
+
+def _with_suspects(images: Sequence[Mapping[str, Any]], suspects: Sequence[Suspect]) -> list[dict[str, Any]]:
+    """Images of a COCO file with their suspects, such as ``0.93 missing, 0.41 spurious``."""
+    texts: dict[int, list[str]] = defaultdict(list)
+    for each in sorted(suspects, key=lambda suspect: -suspect.score):
+        texts[each.image_id].append(f"{each.score:.2f} {each.kind}")
+    return [
+        {**entry, **({"suspects": ", ".join(found)} if (found := texts.get(entry["id"])) else {})} for entry in images
+    ]
 
 
 def _applied(

@@ -99,4 +99,5 @@ def _image(entry: dict[str, Any], boxes: Sequence[LabelledBox], file: Path) -> L
         confirmed=confirmed,
         refused=text_or_none(entry.get("refused")),
         minutes=minutes,
+        suspects=text_or_none(entry.get("suspects")),
     )

@@ -24,7 +24,7 @@ TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
 LABEL, IMAGE = "label", "image"  # the names of the two controls in `CONFIG`, and the key of an image's address
 SKIPPED = "skipped in Label Studio"
-MARKS = ("pixels_sha256", "refused")  # in the data of a task
+MARKS = ("pixels_sha256", "refused", "suspects")  # in the data of a task, so that tasks can be sorted by them
 
 
 def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str], served_as: str = "") -> None:

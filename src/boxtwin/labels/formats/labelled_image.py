@@ -43,6 +43,7 @@ class LabelledImage:
     confirmed: bool | None = None
     refused: str | None = None  # why it is not used
     minutes: float | None = None  # that a person spent on it
+    suspects: str | None = None  # what may be wrong with its labels, the likeliest first
     in_shares: bool = False  # boxes are in shares of width and height, not in pixels
 
     def in_pixels(self, width: int, height: int) -> LabelledImage:
