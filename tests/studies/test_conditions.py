@@ -420,4 +420,4 @@ def test_means_that_are_shown_are_those_of_the_pairs(composed: DictConfig, tmp_p
     write_record(tmp_path, plain(composed), (0, 1), ap50=0.4)
     write_record(tmp_path, composed, (0,), ap50=0.5)
     write_record(tmp_path, composed, (1,), ap50=0.9, provenance=CPU | {"device": "NVIDIA H100"})
-    assert "AP50 40.0 -> 50.0 (+10.0, better" in compared(tmp_path)[2]
+    assert "AP50 40.0 -> 50.0 (+10.0" in compared(tmp_path)[2]

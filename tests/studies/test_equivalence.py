@@ -76,7 +76,7 @@ def test_without_noise_the_worth_is_exact() -> None:
     assert (found.low, found.high) == pytest.approx((52, 52), abs=1e-3)
     text = sentence("exchange", exchange=found, steps=False)
     interval = "95 % interval over seeds and test images 52 to 52; 6 seeds"
-    assert text == f"40 real images with x10 pixel_ddpm are worth 52 real images ({interval})."
+    assert text == f"40 real images with 10 variations by pixel_ddpm are worth 52 real images ({interval})."
 
 
 def test_intervals_hold_the_truth() -> None:
@@ -121,7 +121,7 @@ def test_the_section_has_a_picture_and_its_words(tmp_path: Path) -> None:
     whole = study_of(runs, rows, figures)
     section = equivalence_section(whole)
     assert section is not None
-    assert "40 real images with x10 pixel_ddpm are worth" in section.sentences[0]
+    assert "40 real images with 10 variations by pixel_ddpm are worth" in section.sentences[0]
     assert section.sentences[1] == "This is read off AP50 of real images alone at 20, 40, 60, 80."
     (picture,) = section.plots
     assert "<svg" in picture.svg
@@ -147,18 +147,24 @@ def test_each_treatment_is_a_line_of_its_best_steps() -> None:
     runs = [replace(run, metrics=run.metrics | {"val_real/map_50": -run.steps / 1000}) for run in runs]
     rows = condition_table(runs)
     (lines,) = size_curves(rows)
-    assert list(lines) == [PLAIN, "pretraining=sar_scenes", "pretraining=sar_scenes and x10 copy_paste"]
+    assert list(lines) == [
+        PLAIN,
+        "pre-training on sar_scenes",
+        "pre-training on sar_scenes and 10 variations by copy_paste",
+    ]
     assert [[row.real_images for row in line] for line in lines.values()] == [list(sizes), list(sizes[:4]), [10.0]]
-    assert {row.first.steps for row in (*lines[PLAIN], *lines["pretraining=sar_scenes"])} == {402}
+    assert {row.first.steps for row in (*lines[PLAIN], *lines["pre-training on sar_scenes"])} == {402}
     section = equivalence_section(study_of(runs, rows, figures))
     assert section is not None
     # A treatment at one size is a point beside the lines, while there are few treatments.
-    assert "pretraining=sar_scenes and x10 copy_paste: 10: " in section.plots[0].text
-    crowd = lines | {f"treatment {number}": lines["pretraining=sar_scenes"][:1] for number in range(MOST_TREATMENTS)}
+    assert "pre-training on sar_scenes and 10 variations by copy_paste: 10: " in section.plots[0].text
+    crowd = lines | {
+        f"treatment {number}": lines["pre-training on sar_scenes"][:1] for number in range(MOST_TREATMENTS)
+    }
     assert "treatment" not in sizes_picture(crowd, ()).text
     ten, both = (next(text for text in section.sentences if text.startswith(start)) for start in (
-        "10 real images with pretraining=sar_scenes (402 steps) are worth",
-        "10 real images with pretraining=sar_scenes and x10 copy_paste (1314 steps) are worth",
+        "10 real images with pre-training on sar_scenes (402 steps) are worth",
+        "10 real images with pre-training on sar_scenes and 10 variations by copy_paste (1314 steps) are worth",
     ))  # fmt: skip
     for text, worth in ((ten, 20), (both, 30)):
         number, low, high = map(int, re.findall(r"worth (\d+) .* interval .* (\d+) to (\d+)", text)[0])
@@ -171,7 +177,7 @@ def test_each_treatment_is_a_line_of_its_best_steps() -> None:
     entry = {"treatment": {"pretraining": "sar_scenes", "steps": 804}, "control": {"steps": 402}, "real_images": 10}
     primary = primary_comparisons({"comparisons": [entry]}, "p.yaml")
     (lines,) = size_curves(rows, study_of(runs, rows, figures, primary).contrasts)
-    assert [row.first.steps for row in lines["pretraining=sar_scenes"]] == [402, 804, 402, 402]
+    assert [row.first.steps for row in lines["pre-training on sar_scenes"]] == [402, 804, 402, 402]
 
 
 def test_seeds_that_the_curve_lacks_widen_the_interval() -> None:

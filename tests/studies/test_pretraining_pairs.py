@@ -8,6 +8,7 @@ import pytest
 from study_runs import finished_run
 
 from boxtwin.studies.comparison import Contrast
+from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.pretraining import equal_pixel_steps
 from boxtwin.studies.report.sections import next_runs_section
@@ -92,7 +93,7 @@ def test_pretraining_is_compared_with_none_and_with_as_many_pixels(settings: dic
     assert found["pretraining", name, 402].differences["map_50"].mean == pytest.approx(0.1)
     assert found["equal pixels", name, steps].differences["map_50"].mean == pytest.approx(0.08)
     (row,) = {each.new.name for each in study.contrasts}
-    assert row.startswith(f"pretraining={name}")
+    assert row.startswith(f"pre-training on {name}, ")
     answer = " ".join(Summary.of(study).answer)
     assert "+10.0 points" in answer
     assert f"{steps} steps" in answer
@@ -131,8 +132,18 @@ def test_images_beside_the_data_set_are_compared_with_none_and_with_nothing_else
     assert found["unlabelled images", "more0", "plain0"].differences["map_50"].mean == pytest.approx(0.05)
     summary = Summary.of(study)
     assert "10 labelled images): the unlabelled images change AP50 by +5.0 points" in " ".join(summary.answer)
-    assert "unlabelled_images=70-3f2a91bc0d12, s2 against no unlabelled images" in " ".join(summary.comparisons)
+    assert "70 unlabelled images, no empty images, 402 steps, s2 against no unlabelled images" in " ".join(
+        summary.comparisons
+    )
     assert "trainer.steps are not compared" in " ".join(summary.notes)
+
+
+def test_folders_of_as_many_images_are_told_apart() -> None:
+    folders = ("70-3f2a91bc0d12", "70-0123456789ab")
+    runs = [run(name, 0, 0.5, {"unlabelled_images": name}) for name in folders]
+    runs += [run("plain", 0, 0.5, {})]
+    names = [row.name for row in condition_table(runs)]
+    assert sorted(names) == sorted(["no unlabelled images, s2", *(f"{name} unlabelled images, s2" for name in folders)])
 
 
 def test_more_seeds_are_planned_for_images_beside_the_data_set() -> None:
@@ -140,7 +151,7 @@ def test_more_seeds_are_planned_for_images_beside_the_data_set() -> None:
     typed = "variations=0 dataset.unlabelled=images"
     runs += [run("more", seed, 0.6, {"unlabelled_images": "70-3f2a91bc0d12"}, overrides=typed) for seed in range(3)]
     planned = " ".join(next_runs_section(plan(Study.of(runs)), runs).sentences)
-    assert "effect of unlabelled images (unlabelled_images=70-3f2a91bc0d12, s2)" in planned
+    assert "effect of unlabelled images (70 unlabelled images, s2)" in planned
     assert "train.py -m dataset.unlabelled=images study=demo variations=0 seed=3,4,5" in planned
 
 
@@ -154,7 +165,7 @@ def test_treatments_are_listed_by_their_gain_with_what_they_cost() -> None:
     runs = [replace(each, metrics={**each.metrics, **costs}) for each in runs]
     section = next(part for part in Summary.of(Study.of(runs)).sections if part.title == "What else you could do")
     first, second, third = section.sentences
-    assert first.startswith("Pre-training, pretraining=sar_scenes")
+    assert first.startswith("Pre-training, pre-training on sar_scenes, ")
     assert "AP50 +10.0 points" in first
     assert first.endswith("Machine: +10.0 minutes; a person: 0 minutes.")
     assert second.startswith("Unlabelled images, ")

@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from boxtwin.config.identity import NO_PRETRAINING
+
 Part = Literal["setup", "split", "variations"]
 Values = Mapping[str, str]
 
@@ -21,6 +23,8 @@ COUNT = "variations.per_image"  # has a column of its own
 PRETRAINING = "pretraining.name"
 DEVICE = "device"  # in a table where a condition has runs of one seed on several kinds
 EPOCHS = "trainer.epochs"  # conditions that share them may differ in their steps
+EXTRA = ("unlabelled_images", "empty_images")  # number and hash of images beside the data set
+IN_WORDS = ("pretraining", *EXTRA, "trainer.steps")  # settings that `in_words` knows, as they are named in a row
 REDRAW, FIT = "pretraining.redraw", "pretraining.fit"
 OF_REDRAW = ("pretraining.redraw_strength", "pretraining.model", "pretraining_images")  # follow from it, or refine it
 OF_TRAINING_IMAGES = ("data.train", "max_detections", "channels")  # follow from which images are trained on
@@ -108,6 +112,15 @@ def places_of(keys: Sequence[Hashable]) -> list[list[int]]:
 def as_overrides(values: Mapping[str, str]) -> str:
     """``labels=pseudo variations.synthetic_fraction=0.25``: settings as on a command line."""
     return shlex.join(f"{key}={value}" for key, value in values.items())
+
+
+def in_words(key: str, value: str) -> str:
+    """``pre-training on sar_scenes``, ``1314 steps``, ``70 unlabelled images``, ``no empty images``."""
+    if key == "pretraining":
+        return "no pre-training" if value == NO_PRETRAINING else f"pre-training on {value}"
+    if key == "trainer.steps":
+        return f"{value} steps"
+    return f"{'no' if value == 'null' else value} {key.replace('_', ' ')}"
 
 
 def not_known_to_all(conditions: Sequence[Values]) -> set[str]:

@@ -15,12 +15,15 @@ from boxtwin.studies.condition_values import (
     COUNT,
     DEVICE,
     EPOCHS,
+    EXTRA,
+    IN_WORDS,
     NAMES,
     OF_TRAINING_IMAGES,
     PRETRAINING,
     Values,
     as_overrides,
     differences,
+    in_words,
     is_hash_of_data,
     not_known_to_all,
     part,
@@ -153,9 +156,10 @@ class Row:
 
 
 def prefix_of(setup: Values) -> str:
-    """Settings, and a kind of device, before the name of a condition; empty without any."""
-    settings = as_overrides({key: value for key, value in setup.items() if key != DEVICE})
-    return "".join(f"{each}, " for each in (setup.get(DEVICE), settings) if each)
+    """A kind of device and settings before the name of a condition, the commonest in words; empty without any."""
+    words = [in_words(key, setup[key]) for key in IN_WORDS if key in setup]
+    settings = as_overrides({key: value for key, value in setup.items() if key not in (*IN_WORDS, DEVICE)})
+    return "".join(f"{each}, " for each in (setup.get(DEVICE), *words, settings) if each)
 
 
 def condition_name(split: str, variations: int | None, generator: str) -> str:
@@ -183,7 +187,7 @@ def condition_table(in_order: Iterable[StudyRun]) -> list[Row]:
     conditions = [dict(key) for key in groups]
     firsts = [next(iter(runs.values())) for runs in groups.values()]
     labels, alone = _labels(conditions, firsts), not any(run.variations for run in firsts)
-    varied = _with_names_of_data(_varied(conditions), conditions, firsts)
+    varied = _with_numbers_of_images(_with_names_of_data(_varied(conditions), conditions, firsts))
     rows = [_row(*each, alone) for each in zip(groups.values(), conditions, varied, labels, strict=True)]
     rows.sort(
         key=lambda row: (
@@ -341,6 +345,17 @@ def _with_names_of_data(
         if keys and len({*hashes}) == len({*texts}) == len({*zip(hashes, texts, strict=True)}):
             for place, each in zip(places, names, strict=True):
                 named[place] = {key: value for key, value in named[place].items() if key not in keys} | each
+    return named
+
+
+def _with_numbers_of_images(varied: Sequence[Values]) -> list[dict[str, str]]:
+    """Settings that differ, without the hashes of images beside the data set where their numbers tell as much."""
+    named = [dict(each) for each in varied]
+    for key in EXTRA:
+        numbers = {each[key]: each[key].partition("-")[0] for each in varied if key in each}
+        if len(set(numbers.values())) == len(numbers):
+            for each in named:
+                each |= {key: numbers[each[key]]} if key in each else {}
     return named
 
 

@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, ResampledMetrics
-from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides
+from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides, in_words
 from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefix_of
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
@@ -67,15 +67,15 @@ class Exchange:
 
 
 def treatment_of(row: Row) -> str:
-    """``pretraining=sar_scenes and x10 repeat``, or ``real images alone``."""
+    """``pre-training on sar_scenes and 10 variations by repeat``, or ``real images alone``."""
     name, parts = row.values.get(PRETRAINING, NO_PRETRAINING), []
     if name != NO_PRETRAINING:
-        first = {"pretraining": name} | {k: v for k, v in row.setup.items() if k.split(".")[0] in OF_TREATMENT}
+        more = {k: v for k, v in row.setup.items() if k.split(".")[0] in OF_TREATMENT and k != "pretraining"}
         if not row.variations and "generator.name" in row.values:  # of the variations that it was trained on
-            first["generator"] = row.values["generator.name"]
-        parts.append(as_overrides(first))
+            more["generator"] = row.values["generator.name"]
+        parts.append(in_words("pretraining", name) + (f" ({as_overrides(more)})" if more else ""))
     if row.variations:
-        parts.append(f"x{row.variations} {row.generator}")
+        parts.append(f"{row.variations} variation{'' if row.variations == 1 else 's'} by {row.generator}")
     return " and ".join(parts) or PLAIN
 
 

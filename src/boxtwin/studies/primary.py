@@ -26,6 +26,7 @@ from boxtwin.studies.condition_values import (
     COUNT,
     DEVICE,
     EPOCHS,
+    EXTRA,
     FIT,
     OF_REDRAW,
     PRETRAINING,
@@ -43,7 +44,6 @@ PRIMARY_FILE = "primary.yaml"
 REAL_IMAGES = "real_images"
 STEPS = "trainer.steps"
 GROUPS = ("dataset", "split", "generator", "labels", "detector", "pretraining")
-EXTRA = ("unlabelled_images", "empty_images")
 SHORT = {
     "variations": COUNT,
     "steps": STEPS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, against_none
@@ -89,6 +89,7 @@ class Answer:
     positive_controls: list[Contrast]
     advice: dict[str, Any]  # empty where no variations are compared with none
     sees_gains: bool  # whether anything that was tried gains significantly
+    advised_for: str  # the prefix, or nothing where no other setup has an advice
 
 
 def primary_answer(study: Study) -> list[str]:
@@ -174,7 +175,12 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
         if (best := max(row.estimates[AP50].mean for row in setup)) < LEAST_AP50:
             advice = {"kind": "untrained", "best": best, "steps": max(row.first.steps for row in setup)}
         if groups or pretrainings or extra or positive:
-            values_by_setup.append(Answer(setup[0].prefix, values, pretrainings, extra, positive, advice, sees_gains))
+            prefix = setup[0].prefix
+            values_by_setup.append(
+                Answer(prefix, values, pretrainings, extra, positive, advice, sees_gains, advised_for=prefix)
+            )
+    if sum(bool(each.advice) for each in values_by_setup) == 1:
+        return [replace(each, advised_for="") for each in values_by_setup]
     return values_by_setup
 
 
