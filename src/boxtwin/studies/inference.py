@@ -19,7 +19,7 @@ LEVEL = 0.95
 SIGNIFICANT = 1 - LEVEL
 RESAMPLING_SEED = 0  # the same resamples for all runs of all studies
 LEAST_PAIRS = 6  # 2 / 2^6 = 0.03 is the first p below 0.05
-LEAST_BARS = 3  # seeds whose interval is drawn: that of two is 13 times their standard error
+LEAST_BARS = 3  # seeds whose interval is drawn: that of two reaches 13 standard errors to either side
 EXACT_PAIRS = 20  # whose 2^n sign flips are all tried
 FLIPS = 99_999  # drawn where there are more pairs
 UNDEFINED = 0.01  # share of resamples of the test images on which a metric may be undefined
