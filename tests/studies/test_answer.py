@@ -313,6 +313,14 @@ def test_each_setting_has_an_answer_of_its_own() -> None:
     assert len({each.prefix for each in found}) == 2
 
 
+def test_the_same_advice_for_several_settings_is_given_once() -> None:
+    few = all_of([*PLAIN, *with_variations(0.65)], seeds=2, steps=(300, 1200))
+    assert [each.advice.get("kind") for each in few] == [None, "seeds"]
+    assert {each.advised_for for each in few} == {""}
+    _, rows, figures = simulate([*PLAIN, *with_variations(0.65)], seeds=2, steps=(300, 1200))
+    assert [text.startswith("What to do: ") for text in answer(rows, contrasts(rows, figures))].count(True) == 1
+
+
 def test_more_real_images_alone_are_an_answer() -> None:
     (found,) = all_of(PLAIN)
     assert (found.groups, len(found.positive_controls), found.advice) == ([], 1, {})

@@ -89,7 +89,7 @@ class Answer:
     positive_controls: list[Contrast]
     advice: dict[str, Any]  # empty where no variations are compared with none
     sees_gains: bool  # whether anything that was tried gains significantly
-    advised_for: str  # the prefix, or nothing where no other setup has an advice
+    advised_for: str  # the prefix, or nothing where no other setup has another advice
 
 
 def primary_answer(study: Study) -> list[str]:
@@ -179,8 +179,11 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
             values_by_setup.append(
                 Answer(prefix, values, pretrainings, extra, positive, advice, sees_gains, advised_for=prefix)
             )
-    if sum(bool(each.advice) for each in values_by_setup) == 1:
-        return [replace(each, advised_for="") for each in values_by_setup]
+    advised = [place for place, each in enumerate(values_by_setup) if each.advice]
+    if all(values_by_setup[place].advice == values_by_setup[advised[0]].advice for place in advised):
+        for place, each in enumerate(values_by_setup):  # once, after the last, and for all setups
+            once = each.advice if place in advised[-1:] else {}
+            values_by_setup[place] = replace(each, advice=once, advised_for="")
     return values_by_setup
 
 
