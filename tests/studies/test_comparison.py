@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def write_run(folder: Path, rng: np.random.Generator, share: float, images: int 
         counts.append(
             {"image_id": sample.image_id, "file_name": sample.name, "true": len(hit), "found": int(hit.sum())}
         )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_matches(folder / MATCHES_FILE, match_detections(samples, found, 1))
     (folder / "result.json").write_text(json.dumps({"counts": counts}))
     figures = coco_metrics(samples, found, [1])
@@ -94,6 +94,37 @@ def test_folders_without_matches_and_with_those_of_other_images(
     (tmp_path / "b" / MATCHES_FILE).replace(tmp_path / "a" / MATCHES_FILE)
     assert Evidence.load(tmp_path / "a") is None
     assert "different test images" in caplog.text
+
+
+def test_metrics_that_do_not_follow_from_matches_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each file may be another run's, or edited: estimates would not belong to their intervals."""
+    metrics = {name: write_run(tmp_path / name, np.random.default_rng(seed), 0.7) for seed, name in enumerate("ab")}
+
+    def load(matches: str, counts: str, recorded: Mapping[str, float | None]) -> Evidence | None:
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / MATCHES_FILE).write_bytes((tmp_path / matches / MATCHES_FILE).read_bytes())
+        content = json.loads((tmp_path / counts / "result.json").read_text())
+        content["metrics"] = {f"test/{name}": value for name, value in recorded.items()}
+        (tmp_path / "x" / "result.json").write_text(json.dumps(content))
+        return Evidence.load(tmp_path / "x")
+
+    assert load("a", "a", metrics["a"]) is not None
+    assert load("a", "a", dict.fromkeys(metrics["a"], None)) is not None  # undefined: nothing to compare
+    assert not caplog.text
+    assert load("b", "a", metrics["a"]) is None
+    assert "records test/map" in caplog.text
+    assert load("a", "b", metrics["a"]) is None
+    assert "records test/count_mae" in caplog.text
+    assert load("a", "a", metrics["a"] | {"map_50": metrics["a"]["map_50"] + 0.01}) is None
+
+
+def test_matches_whose_arrays_do_not_belong_together(tmp_path: Path) -> None:
+    write_run(tmp_path, np.random.default_rng(0), 0.7)
+    whole = dict(np.load(tmp_path / MATCHES_FILE))
+    for name in [name for name in whole if name.split("/")[-1] in ("image", "matched", "counted", "objects", "starts")]:
+        shorter = whole[name][..., :-1]
+        np.savez_compressed(tmp_path / MATCHES_FILE, **whole | {name: shorter})
+        assert Evidence.load(tmp_path) is None, name
 
 
 def study(tmp_path: Path, shares: dict[tuple[int, str], float], seeds: int) -> tuple[list[Row], ResampledMetrics]:

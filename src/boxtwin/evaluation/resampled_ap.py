@@ -79,10 +79,14 @@ class ResampledAP:
 
     @classmethod
     def load(cls, stored: Mapping[str, np.ndarray], prefix: str) -> ResampledAP:
-        """The inverse of `arrays`."""
+        """The inverse of `arrays`; raises `ValueError` if the arrays do not belong together."""
         starts, matched, counted = (stored[f"{prefix}/{name}"] for name in ("starts", "matched", "counted"))
         columns = (stored[f"{prefix}/image"].astype(np.int64), matched, counted)
         objects = stored[f"{prefix}/objects"].astype(np.float64)
+        images, detections = len(stored["image_ids"]), {len(column) for column in columns} | {int(starts[-1])}
+        whole = len(detections) == 1 and objects.shape == (len(starts) - 1, images)
+        if not whole or starts[0] != 0 or (np.diff(starts) < 0).any() or (columns[0] >= images).any():
+            raise ValueError(f"its arrays {prefix}/… do not belong together")
         classes = map(_Class, *(np.split(column, starts[1:-1]) for column in columns), objects)
         return cls(tuple(map(int, stored["image_ids"].tolist())), stored[f"{prefix}/thresholds"], tuple(classes))
 

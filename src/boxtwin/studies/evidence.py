@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 Counts = Float[np.ndarray, "resamples images"]  # how often each test image is in each resample
 Resampled = Float[np.ndarray, " resamples"]
 NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
+TOLERANCE = 1e-6  # of metrics that are computed again from the same numbers
 COMPARED = ("map", "map_50", "count_mae")  # by which conditions are compared
 
 
@@ -50,7 +51,8 @@ class Evidence:
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
-        """From the folder of a run; None without matches (older versions), and with a warning if they are damaged."""
+        """From the folder of a run; None without matches (older versions), and with a warning if they are damaged or the
+        recorded metrics do not follow from them."""
         if not (folder / MATCHES_FILE).exists() or not (folder / RESULT_FILE).exists():
             return None
         try:
@@ -67,7 +69,24 @@ class Evidence:
         result = read_result(folder)
         if result is None:
             raise InputError(f"{RESULT_FILE} is cut, or no JSON")
-        return cls.of(matches, result.counts, result.classes)
+        evidence = cls.of(matches, result.counts, result.classes)
+        evidence._check(result.metrics)
+        return evidence
+
+    def _check(self, recorded: Mapping[str, int | float | None]) -> None:
+        """Raise `InputError` if the metrics that were recorded do not follow from matches and counts.
+
+        Then one of the files is another run's, or was edited, and estimates would not belong to their intervals.
+        """
+        values = {metric: recorded.get(f"test/{metric}") for metric in COMPARED}
+        known = {metric: value for metric, value in values.items() if value is not None and math.isfinite(value)}
+        found = self.metrics(np.ones((1, len(self.names)))) if known else {}
+        for metric, value in known.items():
+            if not math.isclose(value, found[metric][0], abs_tol=TOLERANCE):
+                raise InputError(
+                    f"{RESULT_FILE} records test/{metric} {value:.6g}, but its counts and {MATCHES_FILE} give "
+                    f"{found[metric][0]:.6g}: one of the files was changed, or is another run's"
+                )
 
     @classmethod
     def of(

@@ -229,6 +229,8 @@ def with_evidence(
             if loaded is None and any((folder / MATCHES_FILE).exists() for folder in folders):
                 loaded = bring_back(run) if bring_back else None
                 run = run if loaded else replace(run, status=DAMAGED)
+            elif loaded is None and run.condition:
+                log.warning("%s lacks its %s: its differences have no interval", run.output_dir or run.name, MATCHES_FILE)
             if loaded is not None:
                 evidence[run.run_id] = loaded
         judged.append(run)
