@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not finite"):
         write_detector(trained, tmp_path / "d.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_detector_of_another_training_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    write_detector(replace(make_trained(), origin={"identity": "a"}), path)
+    assert damage(path) is damage(path, ["b", "a"]) is None
+    assert "another training" in (damage(path, ["b"]) or "")
+    write_detector(replace(make_trained(), origin={}), path)  # nothing says whose it is
+    assert damage(path, ["b"]) is None
 
 
 def test_one_changed_bit_of_the_weights_is_found(tmp_path: Path) -> None:

@@ -249,6 +249,17 @@ def test_a_training_on_another_kind_of_machine_is_not_gone_on_with(
     assert_same(train(dataset, broken, Curve()), whole[0])
 
 
+def test_checkpoints_of_another_training_are_not_gone_on_with(broken: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert start_from(broken, MACHINE) == broken / LAST
+    assert start_from(broken, MACHINE, "another") is None
+    assert "is of another training" in caplog.text
+    for name in (LAST, EARLIER, BEST):  # as older versions wrote them
+        content = torch.load(broken / name, weights_only=True)
+        del content["callbacks"][KEY]["identity"]
+        torch.save(content, broken / name)
+    assert start_from(broken, MACHINE, "another") == broken / LAST
+
+
 def test_training_gets_over_a_checkpoint_that_was_cut(
     whole: tuple[Trained, Curve], broken: Path, dataset: Dataset
 ) -> None:

@@ -66,6 +66,30 @@ def test_how_much_is_trained_is_said_before(trained: tuple[Path, str]) -> None:
     assert found[1] == f"{np.mean([result['metrics']['time/total'] for result in results]) / 60:.1f}"
 
 
+def test_files_of_other_trainings_are_not_taken(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """The settings of another condition, and a detector that has learnt from what it is to be tested on."""
+    folder = tmp_path / "study"
+    shutil.copytree(trained[0], folder, symlinks=True)
+    study, kept = folder / "multirun" / "sar_scenes", sorted(folder.glob("data/detectors/*.safetensors"))
+    before = json.loads((study / "final" / "result.json").read_text())
+    for place in study.glob("final*"):
+        shutil.rmtree(place)
+    swapped = [file for file in kept if not read_detector(file).origin["run"].startswith("s1-")]
+    assert len(swapped) == 5
+    for file in swapped[1:]:
+        file.unlink()
+        shutil.copyfile(swapped[0], file)
+    plain, varied = (next(study.glob(f"s1-x{number}-*/config.yaml")) for number in (0, 1))
+    recommended = plain if before["params"]["variations"] == 0 else varied
+    shutil.copyfile(varied if recommended is plain else plain, recommended)
+    printed = run(FINAL, folder)
+    assert printed.count("is the detector of another training; it is trained again") == 4
+    assert f"{recommended.relative_to(folder)} is not that of its run (variations.per_image" in printed
+    after = json.loads((study / "final" / "result.json").read_text())
+    assert after["params"] == before["params"]
+    assert after["metrics"] == before["metrics"]
+
+
 def test_labels_of_all_images_can_be_suspected(trained: tuple[Path, str], tmp_path: Path) -> None:
     """By what a run and a fold's detector find, here one object each; also where images have other ids since."""
     folder = tmp_path / "study"

@@ -138,6 +138,11 @@ def make_variations(prepared: Prepared) -> StoreUpdate:
     return update
 
 
+def sheet_of(prepared: Prepared) -> Path:
+    """The contact sheet of a run's store."""
+    return prepared.store.folder / "contact_sheet.png"
+
+
 def contact_sheet(prepared: Prepared) -> Path | None:
     """Draw sources beside their first variations, with boxes, into the store's folder. None if it has no variations.
 
@@ -155,7 +160,7 @@ def contact_sheet(prepared: Prepared) -> Path | None:
         titles[line.source].append(f"v{line.variation:02d}{used}")
     if not any(made.values()):
         return None
-    path = library.folder / "contact_sheet.png"
+    path = sheet_of(prepared)
     overlays.contact_sheet(sources, list(made.values()), path, prepared.dataset.classes, titles=list(titles.values()))
     return path
 
@@ -225,7 +230,8 @@ def _check_usable(prepared: Prepared) -> None:
 
 def _regenerate(composed: DictConfig) -> None:
     """Make every image of a store again and compare."""
-    store = Path(composed.regenerate).parent
+    given = Path(composed.regenerate)
+    store = given if given.is_dir() else given.parent  # the manifest of a store, or its folder
     identity = read_identity(store)
     require_values(composed, "dataset.")
     if (name := composed.dataset.name) != identity.dataset:

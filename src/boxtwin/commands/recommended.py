@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +13,27 @@ from omegaconf import DictConfig
 from boxtwin.command_line import command_line, setting
 from boxtwin.commands.compare import kept_primary, of_store, stored_primary
 from boxtwin.commands.stored_runs import bring_back, collect_runs, copies_of
-from boxtwin.config.compose import read_config
+from boxtwin.config.compose import read_config, to_object
+from boxtwin.config.identity import NO_PRETRAINING, condition_of
+from boxtwin.config.schema import BoxtwinConfig
 from boxtwin.errors import InputError
+from boxtwin.studies.condition_values import COUNT, PRETRAINING, flatten
 from boxtwin.studies.conditions import Row
 from boxtwin.studies.primary import PRIMARY_TAG, PrimaryComparison
 from boxtwin.studies.report.recommendation import recommended
-from boxtwin.studies.runs import with_evidence
+from boxtwin.studies.runs import StudyRun, with_evidence
 from boxtwin.studies.study import Study
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.run_folders import CONFIGURATION
 from boxtwin.tracking.study_names import find_study
+
+log = logging.getLogger(__name__)
+
+# Settings by which the configurations of two conditions are told apart, whatever version wrote them.
+DEFINING = (
+    *("dataset.name", "split.name", "split.train_size", COUNT, "variations.synthetic_fraction", "generator.name"),
+    *("labels.name", "detector.name", PRETRAINING),
+)
 
 
 @dataclass(frozen=True)
@@ -54,14 +66,34 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
         copies = copies_of(store, runs, Path(temporary))
         evidence = with_evidence(runs, copies, partial(bring_back, store, Path(temporary)))
         row, reason = recommended(Study.of(*evidence, copies, primary_of(store, name, Path(temporary))))
-        file = Path(row.first.output_dir) / CONFIGURATION
-        if not row.first.output_dir or not file.is_file():
-            file = Path(temporary) / row.first.run_id / CONFIGURATION
-            store.fetch_files(row.first.run_id, [CONFIGURATION], file.parent)
-        if not file.is_file():
-            raise InputError(f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, here and in MLflow")
-        settings = read_config(file)
+        settings = _settings(row.first, store, Path(temporary) / row.first.run_id)
+        if settings is None:
+            raise InputError(
+                f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, or another run's, here and in MLflow"
+            )
     return Recommended(name, row, reason, settings, config.tracking)
+
+
+def _settings(run: StudyRun, store: Store, temporary: Path) -> DictConfig | None:
+    """The settings of a run from its folder, else from MLflow; None if both are gone or another condition's."""
+    in_folder = Path(run.output_dir) / CONFIGURATION
+    if run.output_dir and in_folder.is_file():
+        settings = read_config(in_folder)
+        if not (others := _other_values(settings, run)):
+            return settings
+        log.warning("%s is not that of its run (%s); MLflow's is taken", in_folder, ", ".join(others))
+    store.fetch_files(run.run_id, [CONFIGURATION], temporary)
+    if not (temporary / CONFIGURATION).is_file():
+        return None
+    settings = read_config(temporary / CONFIGURATION)
+    return None if _other_values(settings, run) else settings
+
+
+def _other_values(settings: DictConfig, run: StudyRun) -> list[str]:
+    """Settings that define a condition and have another value than the run recorded."""
+    own = flatten(condition_of(to_object(settings, BoxtwinConfig), {}, weights=None))
+    both = [{PRETRAINING: NO_PRETRAINING, **values} for values in (own, run.condition)]
+    return [key for key in DEFINING if all(key in values for values in both) and both[0][key] != both[1][key]]
 
 
 def primary_of(store: Store, study: str, temporary: Path) -> list[PrimaryComparison]:

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger
 
-from boxtwin.commands.generate import contact_sheet, make_variations, quality_card
+from boxtwin.commands.generate import contact_sheet, make_variations, quality_card, sheet_of
 from boxtwin.commands.reuse import mend, reuse_run
 from boxtwin.config.compose import to_object
 from boxtwin.config.identity import RECIPE_VERSION, extra_images, flat_params, run_name, setting_hash
@@ -176,7 +176,7 @@ class _RunInProgress:
         recorded, identity = (run_tags.get(tag, "") for tag in ("boxtwin.output_dir", IDENTITY_TAG))
         folder, name = find_folder(recorded, self.store.folder, identity) or self.output, run_name(self.config)
         problems = mend(self.store, self.run_id, folder, identities)
-        damaged = damage(folder / DETECTOR_FILE)
+        damaged = damage(folder / DETECTOR_FILE, self.prepared.identities)
         if damaged is not None and ((folder / DETECTOR_FILE).exists() or not set(REUSED_TAGS) & set(run_tags)):
             if self.store.is_server and not problems and not (self.output / DETECTOR_FILE).exists():
                 log.warning("%s: its detector is not on this machine; rerun=true trains it again here", name)
@@ -200,7 +200,7 @@ class _RunInProgress:
         update, card = StoreUpdate(), None
         if prepared.library:
             update = make_variations(prepared)
-            if update.made:
+            if update.made or not sheet_of(prepared).exists():  # a killed run may have left none
                 contact_sheet(prepared)
             measuring = time.perf_counter()
             card = quality_card(prepared)
@@ -359,7 +359,7 @@ class _RunInProgress:
             cards = label_detectors.write_label_card(prepared)
             for file in cards:
                 link_file(file, self.output / file.name)
-            files += [prepared.library.folder / "contact_sheet.png", *cards]
+            files += [sheet_of(prepared), *cards]
         self.store.log_files(self.run_id, [path for path in files if path.exists()])
 
 

@@ -99,13 +99,16 @@ def write_detector(detector: TrainedDetector, path: Path) -> None:
     write_weights(path, tensors, {"format": "pt", ENTRY: json.dumps(about)})
 
 
-def damage(path: Path) -> str | None:
-    """Read the file of a detector; say what is wrong, or None if it can be used."""
+def damage(path: Path, identities: Sequence[str] = ()) -> str | None:
+    """Read the file of a detector; say what is wrong, or None if it can be used.
+
+    With ``identities``, a detector that says to be of a training with none of them is wrong too.
+    """
     try:
-        read_detector(path)
+        found = read_detector(path).origin.get("identity")
     except InputError as error:
         return str(error)
-    return None
+    return f"{path} is the detector of another training" if identities and found not in (None, *identities) else None
 
 
 def read_detector(path: Path) -> TrainedDetector:

@@ -56,6 +56,7 @@ def fit(
     logger: Logger | None,
     checkpoints: Path,
     title: str,
+    identity: str = "",
 ) -> Trained:
     """Train a detector, resuming from the last checkpoint if there is one.
 
@@ -66,6 +67,7 @@ def fit(
         accelerator, precision: of this machine, as Lightning's Trainer calls them.
         logger: None keeps no record of the losses.
         checkpoints: folder of the last and the best checkpoint.
+        identity: of the training; checkpoints of another one are not resumed.
 
     Raises:
         InputError: the weights are no longer finite, or the disk does not take a checkpoint.
@@ -73,6 +75,7 @@ def fit(
     quieten_lightning()
     steps = module.steps
     # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
+    machine = f"{accelerator}, {precision}"
     average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(EMA_SPAN * steps, 1)))
     trainer = pl.Trainer(
         default_root_dir=checkpoints,
@@ -89,10 +92,10 @@ def fit(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=logger or False,
-        callbacks=[average, Timer(), StepsBar(title), Checkpoints(checkpoints, f"{accelerator}, {precision}")],
+        callbacks=[average, Timer(), StepsBar(title), Checkpoints(checkpoints, machine, identity)],
         plugins=[CheckpointFiles()],
     )
-    start = start_from(checkpoints, f"{accelerator}, {precision}")
+    start = start_from(checkpoints, machine, identity)
     if start is not None:
         log.info("going on from %s", start)
     module.compile_network = options.compile
@@ -120,19 +123,20 @@ def _average(decay: float, *arguments: Any) -> None:
     get_ema_multi_avg_fn(decay)(*arguments)  # type: ignore[no-untyped-call]
 
 
-def start_from(checkpoints: Path, machine: str) -> Path | None:
+def start_from(checkpoints: Path, machine: str, identity: str = "") -> Path | None:
     """The last undamaged checkpoint; None to start from the first step.
 
-    Damaged files are named in the log. Without the best weights, which no later step gives again, nothing is resumed;
-    nor is it on another kind of device or in another precision (``machine``), since runs are paired by these.
+    Damaged files, and those of another training, are named in the log. Without the best weights, which no later step
+    gives again, nothing is resumed; nor is it on another kind of device or in another precision (``machine``), since
+    runs are paired by these.
     """
     if not any((checkpoints / name).exists() for name in (LAST, EARLIER)):
         return None
-    if (problem := damage(checkpoints / BEST)) is not None:
+    if (problem := damage(checkpoints / BEST, identity)) is not None:
         log.warning("%s", problem)
     else:
         for name in (LAST, EARLIER):
-            if (problem := damage(checkpoints / name)) is None:
+            if (problem := damage(checkpoints / name, identity)) is None:
                 earlier = torch.load(checkpoints / name, "cpu", weights_only=True, mmap=True)["callbacks"][KEY]
                 if earlier.get("machine", machine) == machine:  # older versions did not record it
                     return checkpoints / name
@@ -144,8 +148,8 @@ def start_from(checkpoints: Path, machine: str) -> Path | None:
     return None
 
 
-def damage(path: Path) -> str | None:
-    """Check a checkpoint by the CRC-32 of its members; say what is wrong, or None if nothing is."""
+def damage(path: Path, identity: str = "") -> str | None:
+    """Check a checkpoint by the CRC-32 of its members, and whose it is; say what is wrong, or None if nothing is."""
     try:
         check_archive(path)
         content = torch.load(path, "cpu", weights_only=True, mmap=True)
@@ -153,7 +157,10 @@ def damage(path: Path) -> str | None:
         return f"{path} is missing"
     except Exception as error:  # whatever a zip reader or an unpickler meets in bytes that are not theirs
         return f"{path} is damaged: {error}"
-    return None if KEY in content.get("callbacks", {}) else f"{path} was left by another version"
+    if (state := content.get("callbacks", {}).get(KEY)) is None:
+        return f"{path} was left by another version"
+    # Older versions did not record it.
+    return f"{path} is of another training" if state.get("identity", identity) != identity else None
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -178,13 +185,13 @@ class Checkpoints(Checkpoint):
     the middle of an epoch repeats validations and counts a step too many.
     """
 
-    def __init__(self, folder: Path, machine: str) -> None:
+    def __init__(self, folder: Path, machine: str, identity: str = "") -> None:
         super().__init__()
-        self._folder, self._machine = folder, machine
+        self._folder, self._machine, self._identity = folder, machine, identity
         self._validation: list[tuple[int, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation": self._validation, "machine": self._machine}
+        return {"validation": self._validation, "machine": self._machine, "identity": self._identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation = [(step, value) for step, value in state_dict["validation"]]

@@ -87,6 +87,11 @@ class Prepared:
         return len(self.sources) * self.per_image
 
     @property
+    def identities(self) -> tuple[str, ...]:
+        """What the file of its detector may say to be of: the run in any version, or the same training for labels."""
+        return (self.identity, *self.earlier_identities, *self.detector_identities)
+
+    @property
     def origin(self) -> dict[str, str]:
         """What the file of the run's detector says of its training."""
         return {"study": self.config.study, "run": identity.run_name(self.config), "identity": self.identity}
@@ -346,6 +351,7 @@ def train(
         logger=logger,
         checkpoints=checkpoints,
         title=title,
+        identity=prepared.identity,
     )
 
 

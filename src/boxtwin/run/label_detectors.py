@@ -58,17 +58,17 @@ def make_judge(prepared: Prepared) -> Judge:
 
 
 def detectors_to_train(prepared: Prepared) -> list[Prepared]:
-    """The runs whose detectors label a run's variations and are missing or broken."""
+    """The runs whose detectors label a run's variations and are missing, broken or other ones."""
     method = make_labels(prepared.config, prepared.dataset, prepared.store.generator)
     runs = labelling_runs(prepared.config, prepared.dataset, prepared.split) if method.asks_detectors else []
-    return [each for each in runs if damage(detector_file(each)) is not None]
+    return [each for each in runs if damage(detector_file(each), each.identities) is not None]
 
 
 def keep_detector(prepared: Prepared, file: Path) -> None:
     """Keep the detector of a run without variations for labelling."""
     path = detector_file(prepared)
     is_plain = prepared.config.pretraining.name == NO_PRETRAINING and not prepared.extra.number
-    if prepared.per_image == 0 and is_plain and damage(path) is not None:  # it is missing, or broken
+    if prepared.per_image == 0 and is_plain and damage(path, prepared.identities) is not None:
         link_file(file, path)
 
 
@@ -113,14 +113,15 @@ def describe(prepared: Prepared) -> str:
 
 
 def trained_file(prepared: Prepared, title: str, training: Callable[[Prepared, Path, str], None] | None = None) -> Path:
-    """The file of a detector that several runs share; it is trained first if the file is missing or broken.
+    """The file of a detector that several runs share; it is trained first if the file is missing, broken or
+    another training's.
 
     ``training`` writes the file; None for training on images of the split alone.
     """
     path = detector_file(prepared)
-    if damage(path) is not None:  # it is missing, or broken
+    if damage(path, prepared.identities) is not None:  # it is missing, broken or another one
         with exclusive_lock(path.with_suffix(".lock"), f"{title}: another process is training it; waiting"):
-            if path.exists() and (wrong := damage(path)) is not None:
+            if path.exists() and (wrong := damage(path, prepared.identities)) is not None:
                 log.warning("%s; it is trained again", wrong)
                 path.unlink()
             if not path.exists():

@@ -51,8 +51,10 @@ class Evidence:
 
     @classmethod
     def load(cls, folder: Path) -> Evidence | None:
-        """From the folder of a run; None without matches (older versions), and with a warning if they are damaged or the
-        recorded metrics do not follow from them."""
+        """From the folder of a run; None without matches (older versions).
+
+        None with a warning if they are damaged, or the recorded metrics do not follow from them.
+        """
         if not (folder / MATCHES_FILE).exists() or not (folder / RESULT_FILE).exists():
             return None
         try:

@@ -230,7 +230,9 @@ def with_evidence(
                 loaded = bring_back(run) if bring_back else None
                 run = run if loaded else replace(run, status=DAMAGED)
             elif loaded is None and run.condition:
-                log.warning("%s lacks its %s: its differences have no interval", run.output_dir or run.name, MATCHES_FILE)
+                log.warning(
+                    "%s lacks its %s: its differences have no interval", run.output_dir or run.name, MATCHES_FILE
+                )
             if loaded is not None:
                 evidence[run.run_id] = loaded
         judged.append(run)
