@@ -368,6 +368,17 @@ def test_other_labels_of_the_same_pixels_make_no_new_card(sets: Sets) -> None:
     assert (sets.folder / "beside" / "quality_card.png").exists()
 
 
+@pytest.mark.parametrize(("file", "content"), [("report", b""), ("report", b"[1]"), ("picture", b"")])
+def test_a_damaged_card_is_made_again(file: str, content: bytes, sets: Sets) -> None:
+    sets.vary(lambda _, scene, number: sea(scene, number), per_image=1)
+    first = sets.card()
+    kept = {name: getattr(first, name).read_bytes() for name in ("report", "picture")}
+    getattr(first, file).write_bytes(content)
+    again = sets.card()
+    assert again.summary == first.summary
+    assert {name: getattr(again, name).read_bytes() for name in kept} == kept
+
+
 def test_an_image_is_read_as_often_whatever_the_number_of_images(
     make_sets: MakeSets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,25 @@ def wording(page: Path) -> list[str]:
     return [*filter(None, lines), *said]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (EXAMPLES_FILE, b""),
+        ("label_card.json", b'{"kept": 7'),
+        ("label_card.json", b"[1]"),
+        ("label_card.json", b'{"kept": 7}'),
+        ("label_card.png", b""),
+    ],
+)
+def test_damaged_pictures_and_cards_are_left_out_with_a_warning(
+    name: str, content: bytes, study: list[StudyRun], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for this_run in study:
+        (Path(this_run.output_dir) / name).write_bytes(content)
+    assert "Every comparison" in report(study, tmp_path / "report").read_text()
+    assert f"{name} is damaged and left out of the report" in caplog.text
+
+
 def test_the_wording_is_that_of_the_golden_page(
     study: list[StudyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,10 +93,10 @@ def write_quality_card(
     report, picture = kept / f"{NAME}.json", kept / f"{NAME}.png"
     with exclusive_lock(folder / CARDS / ".lock", f"another process is writing a quality card of {folder}; waiting"):
         others = folder.parent.glob(f"*/{CARDS}/{made_of[:12]}/{NAME}.json")
-        if not report.exists() and (other := next(others, None)) is not None:
+        if not _is_whole(report) and (other := next(filter(_is_whole, others), None)) is not None:
             for file in (picture, report):
                 link_file(other.with_name(file.name), file)
-        if not report.exists():
+        if not _is_whole(report):
             # Imported here: most runs find their card and draw none.
             from boxtwin.quality.plot import draw
 
@@ -110,6 +110,15 @@ def write_quality_card(
             if not copy.exists() or copy.read_bytes() != file.read_bytes():
                 write_bytes_atomically(copy, file.read_bytes())
     return QualityCard(json.loads(report.read_text()), report, picture)
+
+
+def _is_whole(report: Path) -> bool:
+    """Whether a card can be read and has its picture."""
+    try:
+        content = json.loads(report.read_text())
+        return isinstance(content, dict) and "figures" in content and report.with_suffix(".png").stat().st_size > 0
+    except (OSError, ValueError):
+        return False
 
 
 def metrics_of(report: QualityReport) -> dict[str, float]:

@@ -84,7 +84,7 @@ def write_label_card(prepared: Prepared) -> list[Path]:
     objects = {source.name: len(source.object_boxes) for source in prepared.sources}
     folder = library.folder / CARDS / long_hash([sorted(objects.items()), lines, prepared.dataset.classes])[:16]
     files = [folder / name for name in ("label_card.json", "label_card.png")]
-    if most and not all(file.exists() for file in files):
+    if most and not all(file.exists() and file.stat().st_size for file in files):
         write_card(library.folder, lines, read, prepared.dataset.classes, objects, to=folder)
     for file in files if most else ():
         link_file(file, library.folder / file.name)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from boxtwin.datasets.image_io import read_image
 from boxtwin.datasets.sample import Detections
+from boxtwin.errors import is_of_the_system
 from boxtwin.evaluation.examples import EXAMPLES_FILE, Examples, Pictured, load_examples
 from boxtwin.evaluation.matching import match
 from boxtwin.evaluation.pages import data_uri
@@ -22,6 +25,15 @@ from boxtwin.studies.conditions import Row
 from boxtwin.studies.runs import LABEL_CARD, QUALITY_CARD
 from boxtwin.studies.study import Study
 from boxtwin.synthesis.manifest import LEAST_OBJECTS
+
+log = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read")
+# What the report says of a card, by its kind.
+WORDED = {
+    LABEL_CARD: {"kept", "shifted", "dropped", "added", "images", "refused"},
+    QUALITY_CARD: {"verdict", "images", "figures"},
+}
 
 LEAST_BOX = 0.03  # of the image's longer side: a smaller box could not be told from a dot
 MOST_WORST = 4
@@ -76,7 +88,7 @@ def galleries(study: Study) -> list[Gallery]:
     groups: dict[Hashable, list[tuple[Row, Examples]]] = defaultdict(list)
     for row in sorted(study.rows, key=lambda row: (row.split, row.variations > 0, row.generator, row.variations)):
         file = study.file(row, EXAMPLES_FILE)
-        examples = load_examples(file) if file else None
+        examples = _whole(load_examples, file)
         if examples is not None:
             fixed = sorted((p.sample.name, p.sample.image_id) for p in examples.pictured if not p.worst)
             groups[row.first.dataset, row.values.get("data.test"), *fixed].append((row, examples))
@@ -201,8 +213,25 @@ def nearly_empty(study: Study) -> list[tuple[str, int, int]]:
 
 
 def _card(study: Study, rows: list[Row], kind: str) -> Card | None:
+    def content(file: Path) -> dict[str, Any]:
+        values: Any = json.loads(file.read_text())
+        if not isinstance(values, dict) or (missing := WORDED[kind] - values.keys()):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}" if isinstance(values, dict) else "it is no card")
+        return values
+
     for row in rows:
-        file = study.file(row, f"{kind}.json")
-        if file is not None:
-            return Card(kind, json.loads(file.read_text()), study.file(row, f"{kind}.png"))
+        if (values := _whole(content, study.file(row, f"{kind}.json"))) is not None:
+            picture = study.file(row, f"{kind}.png")
+            return Card(kind, values, None if _whole(read_image, picture) is None else picture)
     return None
+
+
+def _whole(read: Callable[[Path], _Read], file: Path | None) -> _Read | None:
+    """What is read from a file that a report can do without; None with a warning if the file is damaged."""
+    try:
+        return None if file is None else read(file)
+    except Exception as error:  # whatever readers of JSON and images meet in bytes that are not theirs
+        if is_of_the_system(error):
+            raise
+        log.warning("%s is damaged and left out of the report: %s", file, error)
+        return None
