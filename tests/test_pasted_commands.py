@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ from boxtwin.studies.report.page import _commands, command_of
 from boxtwin.studies.runs import StudyRun, runs_in
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.mlflow_view import note
+from boxtwin.tracking.study_names import find_study
 
 ROOT = Path(__file__).parents[1]
 # With `!` for the history, as it is where people type.
@@ -274,6 +276,20 @@ def test_using_labels_that_were_read(paste: Pasted) -> None:
     lines = [add_command(Path(value)) for value in HOSTILE]
     for value, given_words in zip(HOSTILE, given_to(paste("\n".join(lines)), "python", "review.py"), strict=True):
         assert values(given_words)["read"] == ["DATASET", value]
+
+
+def test_comparing_runs_in_folders(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in HOSTILE:
+        name = value.replace("/", "")
+        result = Path("multirun") / name / "run" / "result.json"
+        result.parent.mkdir(parents=True)
+        result.touch()
+        with pytest.raises(InputError) as caught:
+            find_study(None, None, Path("mlruns"))
+        (words,) = given_to(paste(str(caught.value).partition("in folders: ")[2]), "python", "compare.py")
+        assert values(words) == {"runs": f"multirun/{name}"}
+        shutil.rmtree("multirun")
 
 
 def test_converting_a_data_set(tmp_path: Path, paste: Pasted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ PRODUCERS = {
     "studies.report.page.command_of": "test_making_a_run_again",
     "studies.report.page._commands": "test_comparing_again",
     "tracking.mlflow_runs.experiment": "test_bringing_an_experiment_back",
+    "tracking.study_names._runs_in_folders": "test_comparing_runs_in_folders",
     "tracking.mlflow_view.note": "test_exporting",
 }
 QUOTING = {"command_line", "quoted", "join", "quote"}

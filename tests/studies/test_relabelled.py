@@ -200,6 +200,16 @@ def test_runs_without_detections_are_left_out(
         relabelled(study_in(folder / "runs"), labels)
 
 
+def test_detections_of_another_run_are_refused(made: tuple[Path, list[Sample]]) -> None:
+    folder, samples = made
+    labels = write_labels(folder / "same.json", samples)
+    assert len(relabelled(study_in(folder / "runs"), labels).other.runs) == 4
+    other, swapped = (folder / "runs" / name / DETECTIONS_FILE for name in ("x0-0", "x2-1"))
+    swapped.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match="holds other detections than"):
+        relabelled(study_in(folder / "runs"), labels)
+
+
 def test_labels_without_any_object_are_labels(made: tuple[Path, list[Sample]]) -> None:
     folder, samples = made
     nothing: dict[str, Any] = {

@@ -56,7 +56,22 @@ def test_counting_takes_detectors_of_the_last_study(project: Path, monkeypatch: 
     assert found.parent == Path("multirun/planes/s1-x0-none-yolov3_tiny-seed0")
 
 
-def test_a_store_without_runs_or_that_is_broken_is_explained(tmp_path: Path) -> None:
+def test_runs_in_folders_are_named_where_their_store_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for study in ("cars", "blue planes"):
+        file = tmp_path / "multirun" / study / "s1-x0" / "result.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+    with pytest.raises(InputError) as caught:
+        find_study(None, None, tmp_path / "mlruns")
+    assert str(caught.value).endswith(
+        """finished runs lie in folders: python compare.py "runs='multirun/blue planes'" or """
+        "python compare.py runs=multirun/cars"
+    )
+
+
+def test_a_store_without_runs_or_that_is_broken_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert study_names(None, tmp_path / "mlruns") == []
     with pytest.raises(InputError, match=rf"there are no runs in {tmp_path}; make some: python train\.py"):
         find_study(None, None, tmp_path)

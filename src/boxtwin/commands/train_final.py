@@ -39,7 +39,7 @@ from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
 from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections, outside_crowds
-from boxtwin.files import exclusive_lock, write_bytes_atomically
+from boxtwin.files import exclusive_lock, remove_leftovers, write_bytes_atomically
 from boxtwin.hardware import use_threads
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import make_plan
@@ -110,6 +110,8 @@ def train_final(composed: DictConfig) -> Path:
     store = Store(uri=composed.tracking.uri, folder=Path(composed.tracking.folder))
     with exclusive_lock(output / ".lock", f"{output}: another process is at it; waiting"):
         files = [detector_of(output, each) for each in work.seeds]
+        for folder in {output, *(file.parent for file in files)}:
+            remove_leftovers(folder)
         result = read_result(output)
         is_made = all(_is_of(file, each) for file, each in zip(files, work.seeds, strict=True))
         made = result is not None and result.identity == work.identity and is_made

@@ -21,11 +21,10 @@ from boxtwin.errors import InputError, nearest
 from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.files import check_name
 from boxtwin.tracking.run_folders import FINAL, RunResult, read_result
-from boxtwin.tracking.study_names import study_names
+from boxtwin.tracking.study_names import STUDIES, study_names
 
 log = logging.getLogger(__name__)
 
-STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
 DETECTOR_FILE, ONNX = "detector.safetensors", ".onnx"
 BEST = "best"
 LISTED = 20

@@ -24,6 +24,7 @@ from boxtwin.files import atomic_path
 
 MATCHES_FILE = "matches.npz"  # its name in the folder of a run
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's grid
+LEAST_EQUAL = 0.9  # share of a run's detections that are in the same place by their scores, whatever ties do
 # As many resamples are worked on at once as keep the intermediate arrays in a processor's cache (2 MiB).
 ELEMENTS_AT_ONCE = 100_000
 
@@ -63,6 +64,19 @@ class ResampledAP:
     def objects(self) -> Int[np.ndarray, " images"]:
         """How many objects of all classes, in the range of areas, each image holds."""
         return np.sum([matches.objects for matches in self._classes], axis=0).astype(np.int64)
+
+    def has_detections_of(self, other: ResampledAP) -> bool:
+        """Whether both follow from the same detections, whatever the labels: from as many of each class, in images of
+        the same order of scores, but for a few of equal score."""
+        if len(self._classes) != len(other._classes):
+            return False
+        for ours, theirs in zip(self._classes, other._classes, strict=True):
+            images, others = (
+                np.array(ids)[of.image] for ids, of in ((self.image_ids, ours), (other.image_ids, theirs))
+            )
+            if len(images) != len(others) or (len(images) and np.mean(images == others) < LEAST_EQUAL):
+                return False
+        return True
 
     def part(self, images: Bool[np.ndarray, " images"], thresholds: int | None = None) -> ResampledAP:
         """The same for a part of the images, and for the first few IoU thresholds if so many are given.

@@ -159,7 +159,8 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
     """Score the finished runs of a study again on the labels of a COCO file.
 
     Raises:
-        InputError: the file is wrong, lacks images or has other classes; or no run keeps its detections.
+        InputError: the file is wrong, lacks images or has other classes; or no run keeps its detections, or one has
+            those of another run.
     """
     kept = [each for run in study.runs if run.status == FINISHED and (each := finished_run(run, study.copies))]
     if not kept:
@@ -190,7 +191,14 @@ def relabelled(study: Study, annotations: Path, *, suspected: bool = False) -> R
     # 2. The runs with their new metrics, and what these follow from.
     runs, evidence = [], {}
     for each, other in zip(kept, labels, strict=True):
-        run, evidence[each.run.run_id] = rescored(each, other[0], other[1] if again else None)
+        run, after = rescored(each, other[0], other[1] if again else None)
+        of_run = study.evidence.get(each.run.run_id)
+        if of_run is not None and not of_run.matches["all"].has_detections_of(after.matches["all"]):
+            raise InputError(
+                f"{each.test} holds other detections than {each.run.name} was tested with: it was changed, or is "
+                "another run's. Bring it back, from MLflow for example, or move the folder of the run elsewhere"
+            )
+        evidence[each.run.run_id] = after
         runs.append(run)
     second = evidence[kept[0].run.run_id]
     true = {entry["image_id"]: int(entry["true"]) for entry in kept[0].result.counts}

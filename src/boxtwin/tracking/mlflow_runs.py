@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from boxtwin.command_line import command_line
 from boxtwin.errors import InputError, unanswered
-from boxtwin.files import atomic_path, remove_leftovers
+from boxtwin.files import atomic_path, remove_leftovers, write_error
 from boxtwin.tracking.mlflow_addresses import ARTIFACTS, update_addresses
 from boxtwin.tracking.study_names import DATABASE, IDENTITY_TAG
 
@@ -91,9 +91,15 @@ class Store:
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.client.search_experiments(max_results=1)
             except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+                is_sql = isinstance(error, SQLAlchemyError | sqlite3.Error)
+                if is_sql and (unwritten := write_error(error, folder / DATABASE)) is not None:
+                    raise unwritten from error
                 message = f"tracking.uri: the MLflow store {self.uri} does not answer: {str(error).splitlines()[0]}"
-                if isinstance(error, SQLAlchemyError | sqlite3.Error):
-                    message += "; if its file is broken, move it away: runs keep their results, and a new one is made"
+                if is_sql:
+                    message += (
+                        "; if its file is broken, move it away: compare.py runs=FOLDER still reads runs in their "
+                    )
+                    message += "folders, but train.py knows nothing of them and trains again"
                 raise InputError(message) from error
 
     def experiment(self, study: str) -> str:

@@ -9,10 +9,14 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
+from boxtwin.command_line import command_line, setting
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError, nearest
 from boxtwin.files import check_name
 
+STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are runs
+SHOWN = 3  # studies in an error
+MAKE_SOME = "make some: python train.py -m split=s1,s2 variations=0,2,10"
 DATABASE = "mlflow.db"  # in the store's folder
 IDENTITY_TAG = "boxtwin.identity"  # of runs that train, and of no others
 _STUDIES = """
@@ -43,10 +47,17 @@ def find_study(asked: str | None, uri: str | None, folder: Path) -> str:
     check_name(asked, "study")
     names, place = study_names(uri, folder), uri or folder
     if not names:
-        raise InputError(f"there are no runs in {place}; make some: python train.py -m split=s1,s2 variations=0,2,10")
+        raise InputError(f"there are no runs in {place}; {_runs_in_folders() or MAKE_SOME}")
     if asked is None:
         return names[0]
     if asked not in names:
         hint = nearest(asked, names) or f"; studies there: {some(names, 10)}"
         raise InputError(f"no runs of a study called {asked} in {place}{hint}")
     return asked
+
+
+def _runs_in_folders() -> str:
+    """What to do with finished runs that lie in folders, where the store is gone."""
+    studies = sorted({path.parents[1].name for path in STUDIES.glob("*/*/result.json")})
+    commands = [command_line("compare.py", [setting("runs", str(STUDIES / name))]) for name in studies[:SHOWN]]
+    return f"finished runs lie in folders: {' or '.join(commands)}" if commands else ""
