@@ -271,7 +271,7 @@ def test_what_is_not_json(make_coco: MakeCoco, text: str) -> None:
 
 def test_files_that_cannot_be_read(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco()
-    with pytest.raises(InputError, match=r"missing\.json does not exist; set dataset\.root"):
+    with pytest.raises(InputError, match=r"missing\.json does not exist"):
         read_coco(name="x", images=built.images, annotations=tmp_path / "missing.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_coco(name="x", images=built.images, annotations=built.images)
