@@ -321,6 +321,14 @@ def test_the_same_advice_for_several_settings_is_given_once() -> None:
     assert [text.startswith("What to do: ") for text in answer(rows, contrasts(rows, figures))].count(True) == 1
 
 
+def test_advice_whose_words_follow_from_other_comparisons_is_given_for_each_setting() -> None:
+    """Where a gain is still possible, the words depend on what more real images bring in that setting."""
+    wide: dict[str, Any] = {"seeds": 12, "own_image_noise": 0.2, "seed_noise": 0.04}
+    found = all_of([PLAIN[1], *with_variations(0.6)], steps=(300, 1200), **wide)
+    assert [each.advice for each in found] == [{"kind": "open"}] * 2
+    assert all(each.advised_for == each.prefix for each in found)
+
+
 def test_more_real_images_alone_are_an_answer() -> None:
     (found,) = all_of(PLAIN)
     assert (found.groups, len(found.positive_controls), found.advice) == ([], 1, {})

@@ -180,7 +180,10 @@ def answers(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Answer]:
                 Answer(prefix, values, pretrainings, extra, positive, advice, sees_gains, advised_for=prefix)
             )
     advised = [place for place, each in enumerate(values_by_setup) if each.advice]
-    if all(values_by_setup[place].advice == values_by_setup[advised[0]].advice for place in advised):
+    first = values_by_setup[advised[0]].advice if advised else {}
+    # Words of other kinds of advice follow from the setup's other comparisons too.
+    is_same = first.get("kind") == "seeds" and all(values_by_setup[place].advice == first for place in advised)
+    if len(advised) == 1 or is_same:
         for place, each in enumerate(values_by_setup):  # once, after the last, and for all setups
             once = each.advice if place in advised[-1:] else {}
             values_by_setup[place] = replace(each, advice=once, advised_for="")
