@@ -130,8 +130,13 @@ def test_pictures_and_databases_of_libraries_are_told_too(tmp_path: Path) -> Non
         database.executescript("create table a (b); insert into a values (zeroblob(100000));")
     database.close()
     assert write_error(failed.value) is not None
-    with pytest.raises(WriteError), writing(tmp_path):
+    with pytest.raises(WriteError, match="no space"), writing(tmp_path):
         raise sqlite3.OperationalError("database or disk is full")
+    # These may be a full disk, a damaged one or one that is gone.
+    for text in ("disk I/O error", "[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file"):
+        with pytest.raises(WriteError, match="cannot be written: the disk is full, damaged or not"), writing(tmp_path):
+            raise RuntimeError(text)
+    assert "x cannot be opened: the disk is full, damaged" in str(write_error(OSError(errno.EIO, "I/O error", "x")))
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "../../etc", "a\\b", "", " ", "a\nb", "a\x00b", "~root", "."])

@@ -21,6 +21,7 @@ CURES = {
     errno.ENOSPC: "no space is left on the disk{free}: free some space there, or raise a limit for files (ulimit -f)",
     errno.EDQUOT: "the quota of the disk is used up{free}: free some space there",
     errno.EFBIG: "a file may not grow that large here: raise the limit (ulimit -f)",
+    errno.EIO: "the disk is full, damaged or not connected{free}: free some space there, or choose another folder",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission denied: choose another folder, or change its owner or mode",
     errno.EPERM: "operation not permitted: choose another folder, or change its owner or mode",
@@ -32,8 +33,8 @@ CURES = {
 
 # Messages of torch.save and sqlite, which hide the error of the system.
 LIBRARY_MESSAGES = {
-    **dict.fromkeys(("PytorchStreamWriter failed", "iostream error", "unexpected pos "), errno.ENOSPC),
-    **dict.fromkeys(("database or disk is full", "disk I/O error"), errno.ENOSPC),
+    **dict.fromkeys(("PytorchStreamWriter failed", "iostream error", "unexpected pos ", "disk I/O error"), errno.EIO),
+    "database or disk is full": errno.ENOSPC,
     "attempt to write a readonly database": errno.EROFS,
 }
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -51,12 +52,14 @@ def write_error(error: BaseException, path: Path | None = None) -> WriteError | 
     raised_from = True  # not an error that was being handled when another one was raised
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
+        failed_writing = number in WRITING
         if number is None:
             number = next((number for text, number in LIBRARY_MESSAGES.items() if text in str(cause)), None)
-        if number in WRITING or (raised_from and number in CURES):
+            failed_writing = number is not None
+        if failed_writing or (raised_from and number in CURES):
             named = getattr(cause, "filename", None)
             place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) and path is None else path
-            verb = "written" if path is not None or number in WRITING else "opened"
+            verb = "written" if path is not None or failed_writing else "opened"
             folder = (place or Path.cwd()).absolute()
             while not folder.is_dir():
                 folder = folder.parent

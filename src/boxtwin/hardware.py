@@ -17,7 +17,7 @@ LIGHTNING = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-tru
 def choose_device(device: str, asked_by: str) -> torch.device:
     """The device of a setting, "auto" for a CUDA device if there is one; raises `InputError` if it does not exist."""
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"{asked_by}: device is auto, cpu or cuda, got {device!r}")
+        raise InputError(f"{asked_by}: device={device} must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{asked_by}: device=cuda, but PyTorch finds no CUDA device; use device=auto or device=cpu")
     return torch.device(lightning_accelerator(device))
@@ -34,7 +34,7 @@ def choose_dtype(dtype: str, device: torch.device, asked_by: str, *, float16: bo
         dtype = "float16" if float16 and device.type == "cuda" else "float32"
         dtype = "bfloat16" if has_bfloat16(device.type) else dtype
     if dtype not in known:
-        raise InputError(f"{asked_by}: dtype is auto, {', '.join(known)}, got {dtype!r}")
+        raise InputError(f"{asked_by}: dtype={dtype} must be auto, {' or '.join(known)}")
     if dtype == "float16" and device.type == "cpu":
         raise InputError(f"{asked_by}: dtype=float16 needs a GPU; CPUs take float32 or bfloat16")
     return DTYPES[dtype]

@@ -58,10 +58,10 @@ def test_darknet_files_go_beside_the_detector_or_where_one_says(run_folder: Path
         ({"run": "elsewhere/x"}, "finished runs:\n  run=multirun/tiny/s1-x0"),
         (
             {"run": "RUN", "formats": ["onnx", "tflite"]},
-            "formats=[tflite]: there are onnx, mlflow, darknet",
+            "formats=[tflite] must name one or more of onnx, mlflow, darknet",
         ),
-        ({"run": "RUN", "formats": "tflite"}, "formats=[tflite]: there are onnx, mlflow, darknet"),
-        ({"run": "RUN", "formats": []}, "formats=[]: there are onnx, mlflow, darknet"),
+        ({"run": "RUN", "formats": "tflite"}, "formats=[tflite] must name one or more of onnx, mlflow, darknet"),
+        ({"run": "RUN", "formats": []}, "formats=[] must name one or more of onnx, mlflow, darknet"),
         ({"run": "RUN", "register": "ships"}, "register=ships registers the MLflow model; add mlflow to formats"),
         ({"run": "RUN", "to": "file"}, "to=file is a file"),
     ],

@@ -165,7 +165,7 @@ def test_of_a_run_that_is_lost_nothing_is_reused(store: Store, tmp_path: Path, h
             (place / "result.json").write_text('{"identity": "other"}')
         else:
             (place / harm).write_bytes(before[harm][:-5])
-    with pytest.raises(FileNotFoundError, match=r"gone or damaged|another run's"):
+    with pytest.raises(FileNotFoundError, match=r"missing or damaged|another run's"):
         taken(store, run_id, output)
     assert not list(output.iterdir())
     (own,) = store.runs("mine")

@@ -30,6 +30,9 @@ def test_settings_of_older_versions_are_left_out_or_renamed(tmp_path: Path) -> N
     (tmp_path / "other.yaml").write_text(text.replace("ema_span: 0.1", "ema_span: 0.2"))
     with pytest.raises(InputError, match=r"trainer\.ema_span is no setting any more; its value is always 0\.1"):
         read_config(tmp_path / "other.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match=r"broken\.yaml is not readable as YAML"):
+        read_config(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(InputError, match="is no configuration of a run"):
         read_config(tmp_path / "list.yaml")

@@ -81,7 +81,7 @@ def test_what_breaks_down_is_tried_once_more_and_then_listed(sweep: Sweep, launc
     code, printed, attempts = sweep(f"seed=0,1,2,3 {LAUNCHERS[launcher]}", plan)
     assert code == 1
     assert attempts == {once: 2, twice: 2, refused: 1, "s1-x0-none-yolov3_tiny_3l-seed3": 1}
-    assert re.search(f"once more, since they broke down: {once}, {twice}$", printed, re.M)
+    assert re.search(f"running again, after failures that no setting caused: {once}, {twice}$", printed, re.M)
     summary = printed[printed.index("2 run(s) of this sweep failed") :]
     assert once not in summary
     assert f"{twice}:\n    RuntimeError: the disk was full" in summary

@@ -88,7 +88,7 @@ def test_it_is_said_which_detector_is_the_best_and_which_are_newer(
     find_detectors("best", "cells")
     assert caplog.messages == [
         "run=best: multirun/cells/old (80 real images), the best AP on validation images among all conditions of the "
-        "study, 50.3; newer ones of other conditions, to be chosen by:\n"
+        "study, 50.3; newer detectors of other conditions (choose one with run=):\n"
         "  run=multirun/cells/new2  # (90 real images) AP 48.3"
     ]
     caplog.clear()
@@ -102,7 +102,8 @@ def test_it_is_said_which_detector_is_the_best_and_which_are_newer(
     os.utime(detector, (3600 * 3.5, 3600 * 3.5))
     find_detectors("best", "cells")
     first = "run=best: multirun/cells/final-seed0 (95 real images), a final detector"
-    advice = "; newer ones of other conditions, to be chosen by:\n  run=multirun/cells/new2  # (90 real images) AP 48.3"
+    newer = "; newer detectors of other conditions (choose one with run=):\n"
+    advice = newer + "  run=multirun/cells/new2  # (90 real images) AP 48.3"
     assert caplog.messages == [first, first + advice]
 
 

@@ -237,4 +237,4 @@ def test_a_list_that_stands_there_twice_is_refused(make_coco: MakeCoco) -> None:
     text = json.dumps(built.content)
     built.annotations.write_text(f'{text[:-1]}, "annotations": []}}')
     built.by_hand = True
-    assert "is not valid JSON: 'annotations' stands there twice" in refusal(built)
+    assert "is not valid JSON: the key 'annotations' occurs twice" in refusal(built)

@@ -306,7 +306,7 @@ def test_other_pictures_of_animations_than_the_first_are_refused(kind: str) -> N
     stream = BytesIO()
     pictures[0].save(stream, kind, save_all=True, append_images=pictures[1:])
     assert decode_image(stream.getvalue(), "a", Reading(page=0)).shape[:2] == (8, 8)
-    with pytest.raises(OSError, match=r"only the first can be read, dataset\.page=0"):
+    with pytest.raises(OSError, match=r"read the first \(no other can be read\) with dataset\.page=0"):
         decode_image(stream.getvalue(), "a", Reading(page=1))
 
 

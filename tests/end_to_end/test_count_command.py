@@ -222,7 +222,7 @@ def test_images_are_named_in_several_ways(detector: TrainedDetector, tmp_path: P
         count("nothing/*.png", "detector.safetensors")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
-    with pytest.raises(InputError, match=r"mine holds files that are no untouched counts: letter\.txt"):
+    with pytest.raises(InputError, match=r"mine holds files that count\.py did not write, .*: letter\.txt"):
         count("images", "detector.safetensors", folder="mine")
     assert not list(Path().glob(".*part"))
 
@@ -236,7 +236,7 @@ def test_an_earlier_count_is_replaced_and_nothing_that_people_made(detector: Tra
         changed = folder / file
         changed.parent.mkdir(exist_ok=True)
         changed.write_text("by hand")
-        with pytest.raises(InputError, match=f"no untouched counts: .*{file}"):
+        with pytest.raises(InputError, match=f"were changed since: .*{file}"):
             count("images", "detector.safetensors")
         assert changed.read_text() == "by hand"
         changed.unlink()
@@ -248,7 +248,7 @@ def test_labels_of_other_images_are_no_counts(detector: TrainedDetector) -> None
     own = Path("counts/images/yolo/labels/by_hand.txt")
     own.write_text("0 0.5 0.5 0.1 0.1")
     os.utime(own, (0, 0))  # moved here, it keeps its time
-    with pytest.raises(InputError, match=r"no untouched counts: .*by_hand\.txt"):
+    with pytest.raises(InputError, match=r"were changed since: .*by_hand\.txt"):
         count("images", "detector.safetensors")
 
 

@@ -64,7 +64,7 @@ def test_it_names_what_diffusers_downloads_then(tmp_path: Path, tiny_pipeline: T
     alone = call(f"{command} dry_run=true", tmp_path, hub.url)  # the server has ended
     assert f"files: {len(files)}, {size / 1e6:.3f} MB (from the cache, since the hub cannot be reached)" in alone
     absent = call(f"{command} dry_run=true generator.checkpoint=some-owner/another", tmp_path, hub.url)
-    assert "the hub cannot be reached, and nothing of it is in the cache" in absent
+    assert "the Hugging Face Hub cannot be reached, and no file of this model is in the local cache" in absent
 
 
 @pytest.mark.slow

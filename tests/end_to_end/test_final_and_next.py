@@ -84,7 +84,7 @@ def test_files_of_other_trainings_are_not_taken(trained: tuple[Path, str], tmp_p
     shutil.copyfile(varied if recommended is plain else plain, recommended)
     printed = run(FINAL, folder)
     assert printed.count("is the detector of another training; it is trained again") == 4
-    assert f"{recommended.relative_to(folder)} is not that of its run (variations.per_image" in printed
+    assert f"{recommended.relative_to(folder)} does not have the settings of its run (variations.per_image" in printed
     after = json.loads((study / "final" / "result.json").read_text())
     assert after["params"] == before["params"]
     assert after["metrics"] == before["metrics"]

@@ -375,3 +375,14 @@ def test_exported_variations_join_no_data_set(name: str, tmp_path: Path) -> None
         (tmp_path / "out" / "not_confirmed.txt").unlink()
     with pytest.raises(InputError, match="4 images are variations"):
         convert([tmp_path / "out"], tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", [[], {}, {"images": 3}, {"images": [{"file_name": "a.png"}]}, {"images": ["a"]}])
+def test_a_record_of_another_origin_is_refused(content: Any, tmp_path: Path) -> None:
+    store = read_store(write_store(tmp_path / "store", FOUR))
+    export_store(store, "coco", tmp_path / "out")
+    (tmp_path / "out" / "exported.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"exported\.json is not the record"):
+        read_back(tmp_path / "out", store)
+    with pytest.raises(InputError, match=r"exported\.json is not the record"):
+        convert([tmp_path / "out"], tmp_path / "set")

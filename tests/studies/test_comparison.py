@@ -215,7 +215,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
         assert loaded is not None
         evidence[run] = loaded
         runs.append(run_folder(run, variations, "x", seed, figures))
-    with pytest.raises(InputError, match="d and b were tested on different images"):
+    with pytest.raises(InputError, match="not all of their runs were tested on the same images"):
         contrasts(condition_table(runs), ResampledMetrics(evidence))
 
 

@@ -155,8 +155,8 @@ def test_significance_needs_an_interval_that_excludes_zero() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([], "must be a list of comparisons"),
-        ({"comparisons": []}, "must be a list of comparisons"),
+        ([], "must have the single key comparisons"),
+        ({"comparisons": []}, "must have the single key comparisons"),
         ({"comparisons": [{"treatment": {"variations": 2}}]}, "comparison 1 needs the settings of a treatment"),
         ({"comparisons": [PASTE | {"step": 402}]}, "step is none of"),
         ({"comparisons": [PASTE, PASTE]}, "two comparisons of the same name"),

@@ -315,7 +315,7 @@ def test_a_store_whose_making_was_killed_is_made_again(tmp_path: Path) -> None:
 
 def test_a_broken_store_is_explained(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(InputError, match=r"the MLflow store .*mlflow\.db does not answer: .*move it away"):
+    with pytest.raises(InputError, match=r"the MLflow store .*mlflow\.db cannot be used: .*move it away"):
         Store(uri=None, folder=tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_a_store_without_runs_or_that_is_broken_is_explained(tmp_path: Path, mon
     with pytest.raises(InputError, match=rf"there are no runs in {tmp_path}; make some: python train\.py"):
         find_study(None, None, tmp_path)
     (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(InputError, match=r"the MLflow store .*mlflow\.db does not answer: .*move it away"):
+    with pytest.raises(InputError, match=r"the MLflow store .*mlflow\.db cannot be used: .*move it away"):
         find_study(None, None, tmp_path)
 
 

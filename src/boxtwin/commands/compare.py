@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boxtwin.command_line import setting
 from boxtwin.config.schema import TrackingConfig
-from boxtwin.errors import InputError, is_of_the_system, unanswered
+from boxtwin.errors import InputError, unanswered
 from boxtwin.files import check_name, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
@@ -96,7 +96,7 @@ def kept_split(path: Path) -> Path | None:
     settings, split = folder / "config.yaml", folder / "split.json"
     if not (settings.is_file() and split.is_file()):
         return None
-    return None if OmegaConf.select(OmegaConf.load(settings), "split.file") is None else split
+    return None if OmegaConf.select(load_yaml(settings), "split.file") is None else split
 
 
 def with_study(run: StudyRun) -> str:
@@ -192,13 +192,7 @@ def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
         raise InputError(f"{', '.join(map(str, files))} name different comparisons; choose one of them: primary=FILE")
     file = files[0]
     log.info("primary comparisons: %s", file)
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception as error:  # whatever readers of YAML meet
-        if is_of_the_system(error):
-            raise
-        raise InputError(f"primary={file} is not readable as YAML: {error}") from error
-    comparisons = primary_comparisons(content, str(file))
+    comparisons = primary_comparisons(OmegaConf.to_container(load_yaml(file, "primary=")), str(file))
     write_bytes_atomically(folders[-1] / PRIMARY_FILE, file.read_bytes())
     return comparisons
 

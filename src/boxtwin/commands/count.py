@@ -67,7 +67,8 @@ def _check_scale(scale: float | None, side: int) -> None:
     most = side / LEAST_SHOWN
     if scale is not None and not LEAST_SCALE <= scale <= most:
         raise InputError(
-            f"scale={scale} must lie between {LEAST_SCALE} and {most:g}: pixels of the input for one of the image"
+            f"scale={scale} must lie between {LEAST_SCALE} and {most:g}; it is the number of pixels of the network's "
+            "input per pixel of the image"
         )
 
 
@@ -80,7 +81,7 @@ def count_images(composed: DictConfig) -> Path:
     config = to_object(composed, CountConfig)
     formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise InputError(f"formats=[{','.join(map(str, unknown))}]: there are {', '.join(FORMATS)}")
+        raise InputError(f"formats=[{','.join(map(str, unknown))}]: unknown; choose from {', '.join(FORMATS)}")
     images = list_images(config.images)
     folder = Path(config.folder) if config.folder is not None else COUNTS / _name_of(images, config.images)
     _check_folder(folder)
@@ -121,7 +122,9 @@ def count_images(composed: DictConfig) -> Path:
 def _check_folder(folder: Path) -> None:
     """Raise `InputError` if a folder holds anything but an earlier count."""
     if folder.is_file() or (others := not_written_here(folder)):
-        what = "is a file" if folder.is_file() else f"holds files that are no untouched counts: {some(others)}"
+        what = "is a file"
+        if not folder.is_file():
+            what = f"holds files that count.py did not write, or that were changed since: {some(others)}"
         raise InputError(f"{folder} {what}; give another folder: folder=FOLDER")
 
 
@@ -155,7 +158,7 @@ def _count_all(
             if isinstance(image.content, Scene):
                 image.content.close()
     if not work.images:
-        raise InputError(f"none of the {len(images.files)} images can be read: {some(work.unreadable)}")
+        raise InputError(f"none of the {len(images.files)} files could be counted: {some(work.unreadable)}")
     work.images = learnt.marked(work.images)
     return work
 

@@ -38,7 +38,7 @@ def export_detector(composed: DictConfig) -> list[Path]:
     formats = [config.formats] if isinstance(config.formats, str) else list(config.formats or ())
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise InputError(f"formats=[{','.join(map(str, unknown))}]: there are {', '.join(FORMATS)}")
+        raise InputError(f"formats=[{','.join(map(str, unknown))}] must name one or more of {', '.join(FORMATS)}")
     if config.register is not None and "mlflow" not in formats:
         raise InputError(f"register={config.register} registers the MLflow model; add mlflow to formats")
     if {"onnx", "mlflow"} & set(formats):

@@ -250,9 +250,11 @@ def _regenerate(composed: DictConfig) -> None:
     log.info("%s: %d equal, %d restored, %d different", store, result.equal, restored, different)
     if different:
         names = "\n  ".join(result.different[:_NAMED])
+        first = f" (the first {_NAMED})" if different > _NAMED else ""
         raise InputError(
-            f"{different} images of {store} come out differently here, and were left unchanged. Equal "
-            f"bytes need the same kind of machine, versions of packages and threads (OMP_NUM_THREADS):\n  {names}"
+            f"{different} images of {store} come out differently here, and were left unchanged. Equal bytes need the "
+            "same kind of machine, package versions and number of threads (OMP_NUM_THREADS). Images that differ"
+            f"{first}:\n  {names}"
         )
 
 

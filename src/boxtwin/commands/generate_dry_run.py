@@ -74,13 +74,13 @@ def _described(title: str, checkpoint: Checkpoint, needs: Needs) -> list[str]:
     if checkpoint.folder is None:
         name += f", revision {checkpoint.revision or 'main'}"
     if not needs.source:
-        return [f"{name}: the hub cannot be reached, and nothing of it is in the cache"]
+        return [f"{name}: the Hugging Face Hub cannot be reached, and no file of this model is in the local cache"]
     size = sum(needs.sizes.values())
     here = sum(needs.sizes[file] for file in needs.cached)
     files = f"{len(needs.sizes)}, {_gigabytes(size)} (from {needs.source})"
     if checkpoint.folder is None:
         left = len(needs.sizes) - len(needs.cached)
-        files += f"; {left} of {_gigabytes(size - here)} would be downloaded, the rest is in the cache"
+        files += f"; {left} files, {_gigabytes(size - here)}, would be downloaded; the others are in the cache"
     if not needs.sizes:
         files = "not shown before access is granted"
     access = "; access must be asked for at the hub first (hf auth login)" if needs.gated else ""

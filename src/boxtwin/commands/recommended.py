@@ -53,7 +53,7 @@ def final_command(study: str, tracking: DictConfig) -> str:
 
 
 def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
-    """Of a study in the store of ``config.tracking``; None for the last study.
+    """Find the recommended condition of ``study`` (None: the last one) in the store of ``config.tracking``.
 
     Raises:
         InputError: there is no such study or no finished run, or the settings of the runs are lost.
@@ -69,7 +69,8 @@ def recommended_condition(config: DictConfig, study: str | None) -> Recommended:
         settings = _settings(row.first, store, Path(temporary) / row.first.run_id)
         if settings is None:
             raise InputError(
-                f"study {name}: the {CONFIGURATION} of {row.first.name} is lost, or another run's, here and in MLflow"
+                f"study {name}: the {CONFIGURATION} of run {row.first.name} is missing or belongs to another run, both "
+                "in its folder and in MLflow; repeat the command of this run with rerun=true"
             )
     return Recommended(name, row, reason, settings, config.tracking)
 
@@ -81,7 +82,8 @@ def _settings(run: StudyRun, store: Store, temporary: Path) -> DictConfig | None
         settings = read_config(in_folder)
         if not (others := _other_values(settings, run)):
             return settings
-        log.warning("%s is not that of its run (%s); MLflow's is taken", in_folder, ", ".join(others))
+        text = "%s does not have the settings of its run (%s); the copy in MLflow is used"
+        log.warning(text, in_folder, ", ".join(others))
     store.fetch_files(run.run_id, [CONFIGURATION], temporary)
     if not (temporary / CONFIGURATION).is_file():
         return None

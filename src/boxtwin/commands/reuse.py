@@ -50,7 +50,8 @@ def mend(store: Store, run_id: str, folder: Path, identities: Sequence[str]) -> 
     wrong |= set() if has_result() else {RESULT_FILE}
     if wrong:
         store.fetch_files(run_id, sorted(wrong), folder)
-        log.warning("%s: brought back from MLflow: %s", folder, ", ".join(sorted(wrong & set(sizes))) or "nothing")
+        fetched = ", ".join(sorted(wrong & set(sizes))) or "nothing"
+        log.warning("%s: missing or damaged: %s; fetched from MLflow: %s", folder, ", ".join(sorted(wrong)), fetched)
     lost = [] if has_result() else [RESULT_FILE]
     if (folder / MATCHES_FILE).exists() and not _is_readable(folder / MATCHES_FILE):
         lost.append(MATCHES_FILE)
@@ -116,7 +117,7 @@ def reuse_run(
                 link_file(readable[file_name], artifacts / file_name)
         lost = [file_name for file_name in NEEDED if not _is_readable(artifacts / file_name)]
         if lost and (had_matches or lost != [MATCHES_FILE]):  # runs of older versions keep none
-            raise FileNotFoundError(f"{', '.join(lost)} of {name} gone or damaged, here and in MLflow")
+            raise FileNotFoundError(f"missing or damaged, in the folder of {name} and in MLflow: {', '.join(lost)}")
         recorded = read_result(artifacts)
         if recorded is None or recorded.identity not in ("", identity):
             raise FileNotFoundError(f"the {RESULT_FILE} of {name} is another run's")
@@ -128,7 +129,8 @@ def reuse_run(
             if is_kept and not (file_name == detector and damage(file)):
                 link_file(file, output / file_name)
         if not (output / detector).exists():
-            log.warning("%s is not there any more: this run has its metrics, but no %s", address, detector)
+            where = address or "its folder"
+            log.warning("%s holds no whole %s any more: this run has the metrics, but no detector", where, detector)
         reused_from = {"study": study_of_source, "run_id": str(source.info.run_id)}
         store.log_files(run_id, [replace(recorded, reused_from=reused_from, **result).write(output)])
     store.tag(run_id, code_tags(source.data.tags) | {REUSED_TAG: f"{study_of_source}/{source.info.run_id}"})

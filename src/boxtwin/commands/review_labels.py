@@ -35,9 +35,9 @@ def export_labels(composed: DictConfig) -> Path:
         log.warning("%s: %s", store.file, remark)
     folder = Path(config.folder or f"{config.store.rstrip('/').removesuffix('.json')}-{name}")
     export_store(store, name, folder)
-    confirmed = sum(image.labels.confirmed is False for image in store.images)
+    unconfirmed = sum(image.labels.confirmed is False for image in store.images)
     lines = [f"{len(store.images)} images with {sum(len(image.labels.boxes) for image in store.images)} boxes"]
-    lines += [f"{confirmed} of them are marked as not confirmed"] * bool(confirmed)
+    lines += [f"{unconfirmed} of the images are marked as not confirmed"] * bool(unconfirmed)
     if name != "coco" and (crowds := sum(box.crowd for image in store.images for box in image.labels.boxes)):
         lines.append(f"{crowds} crowds (iscrowd 1) are single objects there, and crowds again if they come back")
     log.info("%s\n%s: %s", "; ".join(lines), name, folder)

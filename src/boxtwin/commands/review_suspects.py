@@ -85,7 +85,10 @@ def _list(
     test, validation = ([str(entry["file_name"]) for entry in images] for images in images_of(kept))
     lacking = [name for name in (*test, *validation) if name not in samples]
     if lacking:
-        raise InputError(f"{annotations} has no image {lacking[0]} any more, which the runs of {study} were tested on")
+        raise InputError(
+            f"{annotations} lacks {len(lacking)} validation or test images of the runs of {study}: {some(lacking)}. "
+            "Restore them in this file, or repeat the runs on the new data"
+        )
     sides = dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
     remarks = _remarks(kept, dataset)
     # 2. What the runs find there.
@@ -134,7 +137,7 @@ def _list(
     )
     counts = Counter(each.kind for each in suspects)
     listed = ", ".join(f"{number} {kind}" for kind, number in counts.most_common()) or "none"
-    log.info("%s of %d images: %d suspects (%s)", study, len(sides), len(suspects), listed)
+    log.info("study %s: %d suspects in %d images (%s)", study, len(suspects), len(sides), listed)
     for remark in remarks:
         log.warning("%s", remark)
     log.info("look at them: %s", page)
@@ -151,7 +154,10 @@ def best_condition(runs: Sequence[StudyRun], copies: Mapping[str, Path]) -> list
         of_row = [kept for run in row.runs if (kept := finished_run(run, copies)) is not None]
         rows += [(row, of_row)] if of_row else []
     if not rows:
-        raise InputError("no finished run of this study keeps its detections, without which no label can be suspected")
+        raise InputError(
+            "no finished run of this study has kept its detections, which are needed to find suspect labels; repeat "
+            "one of its commands with rerun=true"
+        )
     enough = min(ENOUGH_RUNS, max(len(of_row) for _, of_row in rows))
 
     def validation_ap(each: tuple[Row, list[FinishedRun]]) -> float:
@@ -215,7 +221,8 @@ def dataset_of(kept: FinishedRun, copies: Mapping[str, Path]) -> tuple[Dataset, 
     dataset = load_dataset(config)
     if [*dataset.classes] != kept.classes:
         raise InputError(
-            f"{config.dataset.root} has the classes {dataset.classes} now; those of the runs are {kept.classes}"
+            f"{config.dataset.root} now has the classes {', '.join(dataset.classes)}; the runs had "
+            f"{', '.join(kept.classes)}. Restore the annotation file of the runs, or train the study again"
         )
     return dataset, Path(config.dataset.root) / config.dataset.annotations
 

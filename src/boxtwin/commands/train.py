@@ -364,5 +364,5 @@ class _RunInProgress:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """For JSON, which has no nan."""
+    """The metrics with None in place of nan and infinity, which JSON lacks."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

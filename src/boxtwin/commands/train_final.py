@@ -146,6 +146,9 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
         config: of the condition to train.
         seeds: how many detectors to train on all images.
         parts: how many to train on a part, for thresholds.
+
+    Raises:
+        InputError: too few seeds or scenes, labels made by hand, or a part that holds all objects.
     """
     if seeds < 1:
         raise InputError(f"final_seeds={seeds} must be at least 1")
@@ -158,7 +161,7 @@ def prepare_final(config: BoxtwinConfig, dataset: Dataset, *, seeds: int, parts:
     if config.variations.per_image and make_labels(config, dataset, make_generator(config)).by_hand:
         raise InputError(
             f"people labelled the variations of the recommended condition (labels={config.labels.name}), and those of "
-            "the other images have no labels; compare a way to label that needs nobody, such as labels=carry"
+            "the other images have no labels; add a condition with automatic labels, such as labels=carry, to the study"
         )
     everything = Split(FINAL, dataset.samples, (), ())
     extra = read_extra_images(config, dataset, everything)

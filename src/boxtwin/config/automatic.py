@@ -120,7 +120,8 @@ def _training_images(config: DictConfig) -> int:
         try:
             return len(json.loads(Path(split.file).read_bytes())[split.name]["train"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"auto cannot be resolved: split.file={split.file}: {error!r}") from None
+            reason = getattr(error, "strerror", None) or f"it has no training images of a split {split.name}"
+            raise InputError(f"auto cannot be resolved: split.file={split.file} cannot be used: {reason}") from None
     return int(split.train_size or split.train)
 
 
@@ -134,4 +135,5 @@ def _is_like_simulation(config: DictConfig) -> bool:
         content: Any = json.loads(annotations.read_bytes())
         return len(content["categories"]) == 1
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"auto cannot be resolved: {annotations} is no COCO annotation file: {error}") from None
+        reason = getattr(error, "strerror", None) or "it is not a COCO annotation file with a list of categories"
+        raise InputError(f"auto cannot be resolved: {annotations} cannot be used: {reason}") from None

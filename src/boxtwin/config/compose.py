@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
 from boxtwin.config.identity import (
@@ -31,7 +31,7 @@ from boxtwin.config.schema import (
     GenerateConfig,
     ReviewConfig,
 )
-from boxtwin.errors import InputError, nearest
+from boxtwin.errors import InputError, is_of_the_system, nearest
 
 Schema = TypeVar("Schema")
 
@@ -72,12 +72,25 @@ def to_object(config: DictConfig, schema: type[Schema]) -> Schema:
     return typed
 
 
+def load_yaml(file: Path, setting: str = "") -> DictConfig | ListConfig:
+    """The content of a YAML file, which errors call ``setting`` (such as ``primary=``) and its path.
+
+    Raises `InputError` if its content is not YAML.
+    """
+    try:
+        return OmegaConf.load(file)
+    except Exception as error:  # whatever readers of YAML meet
+        if is_of_the_system(error):
+            raise
+        raise InputError(f"{setting}{file} is not readable as YAML: {error}") from error
+
+
 def read_config(file: Path) -> DictConfig:
     """The configuration of a finished run, in settings of this version where it is of an older one.
 
     Raises `InputError` if the file holds none.
     """
-    loaded = OmegaConf.load(file)
+    loaded = load_yaml(file)
     if not isinstance(loaded, DictConfig):
         raise InputError(f"{file} is no configuration of a run")
     values: dict[str, Any] = OmegaConf.to_container(loaded)  # type: ignore[assignment]

@@ -48,7 +48,7 @@ def check_finite(config: object) -> None:
 
 
 def check_ranges(config: BoxtwinConfig) -> None:
-    """Raise `InputError` for a number out of its range; those of a pre-training count as far as it is made of them."""
+    """Raise `InputError` for a number out of its range. Settings of a pre-training that is not used are not checked."""
     pretraining, unused = config.pretraining, "\0"
     if pretraining.name == NO_PRETRAINING:
         unused = "pretraining."

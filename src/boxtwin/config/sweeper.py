@@ -74,7 +74,7 @@ class RunSweeper(BasicSweeper):
         while open_jobs and (attempts := sum(note.attempts for note in notes)) > begun:
             if notes:
                 names = [name for note, name in zip(notes, names_of(notes), strict=True) if note.path in open_jobs]
-                log.warning("once more, since they broke down: %s", ", ".join(names))
+                log.warning("running again, after failures that no setting caused: %s", ", ".join(names))
             try:
                 with sweep_bar(folder, at_once):
                     returned += self._launch([jobs[path] for path in open_jobs], len(returned))
@@ -129,7 +129,8 @@ class RunSweeper(BasicSweeper):
         finally:
             global_config.cfg = before
         if len(jobs) < len(combinations):
-            text = "%d combinations are %d runs: without variations the generator makes no difference"
+            unused = "settings that a run does not use, such as a generator without variations, make no difference"
+            text = f"%d combinations are %d runs: {unused}"
             log.info(text, len(combinations), len(jobs))
         check_all([(words, config) for _, words, config in jobs.values()])
         return list(jobs.values())

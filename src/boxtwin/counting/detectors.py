@@ -139,7 +139,10 @@ def best_of(folder: Path) -> Path:
     rated = {path: rating for path, rating in rated.items() if math.isfinite(rating[0])}
     finals = finals_of(folder)
     if not (finals or rated):
-        raise InputError(f"run=best: {folder} holds no finished run with a detector; name a study: study=NAME")
+        raise InputError(
+            f"run=best: no run in {folder} has both a detector and an AP on validation images; name a run (run=FOLDER) "
+            "or another study (study=NAME)"
+        )
     if not finals:
         _check_one_data_set(folder, rated)
     best = finals[0] if finals else max(rated, key=lambda path: rated[path][0])
@@ -155,7 +158,7 @@ def best_of(folder: Path) -> Path:
             chosen = quoted(setting("run", str(path.parent)))
             newer.setdefault(_condition(other), f"\n  {chosen}  #{_images(other)} AP {100 * ap:.1f}")
     listed = "".join(list(newer.values())[:LISTED])
-    listed = f"; newer ones of other conditions, to be chosen by:{listed}" if listed else ""
+    listed = f"; newer detectors of other conditions (choose one with run=):{listed}" if listed else ""
     log.info("run=best: %s%s, %s%s", best.parent, _images(result), why, listed)
     return best
 

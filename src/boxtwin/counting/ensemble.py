@@ -71,7 +71,8 @@ class Counter:
             if isinstance(image.content, Scene):
                 if scale is None:
                     why = "the detector's file does not say how large its training images were"
-                    raise InputError(f"{image.path} is read in tiles, and {why}: give their scale, such as scale=1")
+                    set_it = "set scale=, the pixels of the network's input per pixel of the image, such as scale=1"
+                    raise InputError(f"{image.path} is too large to be read whole, and {why}: {set_it}")
                 # Fainter ones are not kept: a scene has as many as it has tiles.
                 rows = [] if self.calibration is None else [self.calibration[place].thresholds.min()]
                 floor = min(*spec.class_thresholds, *rows, 1.0) - NEAR

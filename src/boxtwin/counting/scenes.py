@@ -104,7 +104,7 @@ def open_scene(path: Path, spec: DetectorSpec) -> Scene | None:
     try:
         import rasterio  # noqa: F401
     except ImportError:
-        raise InputError(f"{size}; scenes need: {INSTALL}") from None
+        raise InputError(f"{size}; to count in such large images, install rasterio: {INSTALL}") from None
     return Scene(path, _open(path), spec)
 
 

@@ -62,7 +62,8 @@ def marks(images: Sequence[CountedImage], counter: Counter) -> list[str]:
     unlike = sum(bool(image.count.unlike) for image in images)
     text = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
     are = "is" if unlike == 1 else "are"
-    line = f"{unlike} of {several(images)} {are} unlike the training images ({text}): no coverage is guaranteed there"
+    have = "this count has" if unlike == 1 else "these counts have"
+    line = f"{unlike} of {several(images)} {are} unlike the training images ({text}); {have} no interval"
     return [line, *remarks]
 
 

@@ -39,10 +39,11 @@ FLAGS = {"": False, "0": False, "0.0": False, "false": False, "no": False}
 FLAGS |= {"1": True, "1.0": True, "true": True, "yes": True}
 
 
-def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
+def load_json(path: Path, *, setting: str = "", cure: str = "", damaged: str = "") -> Any:
     """Read a JSON file in UTF-8, with or without a byte order mark; `InputError` if that cannot be done.
 
-    Errors call it ``setting`` (such as ``split.file=``) and its path; ``cure`` is what to do if there is no such file.
+    Errors call it ``setting`` (such as ``split.file=``) and its path; ``cure`` is what to do if there is no such file,
+    ``damaged`` if it is not valid JSON.
     """
     where = f"{setting}{path}"
     try:
@@ -64,14 +65,14 @@ def load_json(path: Path, *, setting: str = "", cure: str = "") -> Any:
     except ValueError as error:
         if isinstance(error, UnicodeDecodeError):
             error = ValueError(f"its text is not UTF-8, see byte {error.start}; save it as UTF-8")
-        raise InputError(f"{where} is not valid JSON: {error}") from None
+        raise InputError(f"{where} is not valid JSON: {error}{damaged and '; '}{damaged}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"'{shown(name)}' stands there twice in one object")
+        raise ValueError(f"the key '{shown(name)}' occurs twice in one object")
     return content
 
 

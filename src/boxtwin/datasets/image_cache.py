@@ -98,7 +98,7 @@ def _write_missing(folder: Path, wanted: dict[str, Sample]) -> None:
     # At most three channels.
     needed = sum(sample.width * sample.height * 3 * sample.bits // 8 for sample in missing)
     if needed > shutil.disk_usage(folder).free:
-        raise _refused(folder.parent, f"{needed / 2**30:.1f} GB may be needed, more than the disk has left")
+        raise _refused(folder.parent, f"{needed / 1e9:.1f} GB may be needed, more than the disk has left")
 
     def write(sample: Sample) -> None:
         # Of a real image, the sha256 may cover more than the file.

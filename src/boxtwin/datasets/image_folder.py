@@ -109,7 +109,7 @@ def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Re
     files = image_files(folder)
     inspected = {name: inspect_image(file, None, None, reading) for name, file in files.items()}
     if faults := [file.error for file in inspected.values() if file.error]:
-        raise InputError(f"{setting}: {len(faults)} images are unreadable: {some(faults)}")
+        raise InputError(f"{setting}: {len(faults)} image(s) cannot be read: {some(faults)}; repair or remove them")
     samples = []
     for number, (name, file) in enumerate(inspected.items(), start=1):
         scene = re.search(group_by, name) if group_by else None

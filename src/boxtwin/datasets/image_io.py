@@ -86,8 +86,8 @@ def _header(encoded: bytes, name: str, reading: Reading) -> Header:
     try:
         with Image.open(BytesIO(encoded)) as image:
             if getattr(image, "is_animated", False) and image.format in ("GIF", "PNG", "WEBP") and reading.page != 0:
-                first = "take the first with" if reading.page is None else "only the first can be read,"
-                raise OSError(f"{name} is an animation; save one of its pictures, or {first} dataset.page=0")
+                first = "read the first" if reading.page is None else "read the first (no other can be read)"
+                raise OSError(f"{name} is an animation; save one of its pictures, or {first} with dataset.page=0")
             exif = image.info.get("exif", b"")
             if image.format == "PNG":
                 late = encoded.rfind(b"eXIf", encoded.find(b"IDAT"))  # may follow the pixels, where Pillow has not been

@@ -98,14 +98,17 @@ class Split:
 
         `InputError` if there are fewer than five scenes, or only one of the fifths holds objects.
         """
-        parts = folds(self.train, 5)
+        try:
+            parts = folds(self.train, 5)
+        except InputError as error:
+            raise InputError(f"split {self.name}: a fifth of its training images is for validation: {error}") from None
         for index, validation in enumerate(parts):
             rest = tuple(sample for part in (*parts[:index], *parts[index + 1 :]) for sample in part)
             if all(any(len(sample.object_boxes) for sample in side) for side in (validation, rest)):
                 return Split(self.name, rest, validation, self.test)
         raise InputError(
-            f"{self.name}: a fifth of the {len(self.train)} training images is set aside to choose thresholds on, and "
-            "all objects lie in one of the five fifths; label more images with objects"
+            f"split {self.name}: a fifth of the {len(self.train)} training images is set aside to choose thresholds "
+            "on, and all objects lie in one of the five fifths; label more images with objects"
         )
 
     def first(self, size: int, order: Sequence[str] | None = None) -> Split:
@@ -164,8 +167,8 @@ def check_train_size(path: Path, name: str, listed: int, *, train: int, train_si
     """Raise `InputError` if a part is taken of the training images in a file, and their number is not as stated."""
     if train_size is not None and train != listed:
         raise InputError(
-            f"split.file={path}: {name} has {listed} training images. To use some of them "
-            f"(split.train_size={train_size}), say split.train={listed} too, which is {train}"
+            f"split.file={path}: split {name} has {listed} training images. To use only some of them "
+            f"(split.train_size={train_size}), also set split.train={listed} (it is {train} now)"
         )
 
 
@@ -344,7 +347,7 @@ def folds(samples: Sequence[Sample], count: int) -> list[tuple[Sample, ...]]:
     if not 2 <= count <= len(members):
         raise InputError(
             f"{len(samples)} images of {len(members)} scenes cannot be divided into {count} parts with whole scenes: "
-            f"between 2 and {len(members)} are possible"
+            + (f"between 2 and {len(members)} are possible" if len(members) > 1 else "label images of more scenes")
         )
     names = sorted(members)
     np.random.default_rng(0).shuffle(names)

@@ -35,7 +35,7 @@ def kmeans_anchors(
     """
     sizes = np.asarray(sizes, dtype=np.float64)
     if len(sizes) == 0:
-        raise InputError("anchors cannot be learnt: the training images hold no boxes; use the published anchors")
+        raise InputError("anchors cannot be learnt: the training images hold no boxes; set detector.anchors=published")
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise InputError("anchors cannot be learnt: some training boxes have no area")
     shapes = np.unique(sizes, axis=0)

@@ -143,7 +143,7 @@ def start_from(checkpoints: Path, machine: str, identity: str = "") -> Path | No
                 problem = f"{checkpoints / name} is of a training on {earlier['machine']}, and this one is on {machine}"
                 log.warning("%s; training begins again, from its first step", problem)
                 return None
-            log.warning("%s; training goes on from the checkpoint before it, if that is whole", problem)
+            log.warning("%s%s", problem, "; the checkpoint before it is tried" if name == LAST else "")
     log.warning("training begins again, from its first step")
     return None
 

@@ -91,7 +91,7 @@ def run_test(
     plots.count_scatter(true, counted, folder / PICTURES[2], classes)
     unlimited = metrics.get("test/map_unlimited", metrics["test/map"])
     if round(unlimited, 3) != round(metrics["test/map"], 3):
-        text = "COCO's AP looks at %d detections of a class in an image, too few here; with all AP is %.3f, AP50 %.3f"
+        text = "COCO's AP uses %d detections a class and image, too few here; with all of them, AP is %.3f, AP50 %.3f"
         log.info(text, COCO_LIMIT, unlimited, metrics["test/map_50_unlimited"])
     shown = [entry for entry in tested.classes if np.isfinite(entry["metrics"]["map"])] if len(classes) > 1 else []
     for tested_class in shown[:MOST_LOGGED]:

@@ -20,7 +20,7 @@ from boxtwin.labels.formats import format_of, get_format
 from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.image_pairs import pair
 from boxtwin.labels.formats.labelled_image import LabelledImage, unknown_classes
-from boxtwin.labels.store_images import RECORD, check_new, read_store
+from boxtwin.labels.store_images import check_new, exported_images, read_store
 
 _CONFIRM = "mark those whose boxes are right, as docs/labels.md says, and read them back first"
 
@@ -127,8 +127,7 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
     """The images of one data set, its classes, and remarks."""
     form = format_of(path)
     root = path if path.is_dir() else path.parent
-    record = load_json(root / RECORD)["images"] if (root / RECORD).is_file() else []
-    variations = {each["file"] for each in record if each.get("is_variation")}
+    variations = {each["file"] for each in exported_images(root) if each.get("is_variation")}
     if form == "coco":
         store = read_store(path)
         found = []

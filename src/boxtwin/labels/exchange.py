@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from boxtwin.command_line import relative
 from boxtwin.datasets.coco import coco_content
-from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
@@ -22,7 +21,7 @@ from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
 from boxtwin.labels.formats import format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
 from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, unknown_classes
-from boxtwin.labels.store_images import RECORD, StoreImage, StoreImages, check_new, match
+from boxtwin.labels.store_images import RECORD, StoreImage, StoreImages, check_new, exported_images, match
 
 OF_A_VERSION = ("confirmed", "minutes", "changes", "removed")  # marks of an image that a new version states anew
 
@@ -157,12 +156,9 @@ def _info(path: Path, name: str, store: StoreImages, reviewed: Sequence[_Reviewe
 
 def _with_hashes(labels: Labels, path: Path) -> Labels:
     """Labels with the hashes of the images that were exported, where the record lies beside what came back."""
-    record = (path if path.is_dir() else path.parent) / RECORD
-    if not record.is_file():
-        return labels
-    entries = load_json(record)["images"]
-    whole = {image["file"]: image["pixels_sha256"] for image in entries}
-    stems = {without_ending(image["file"]): image["pixels_sha256"] for image in entries}
+    entries = exported_images(path if path.is_dir() else path.parent)
+    whole = {image["file"]: image.get("pixels_sha256") for image in entries}
+    stems = {without_ending(name): digest for name, digest in whole.items()}
     bases = [Path(image.name).name for image in labels.images]
     known = [whole.get(base, stems.get(without_ending(base))) for base in bases]
     images = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from boxtwin.datasets.coco_json import find_files
+from boxtwin.datasets.coco_json import find_files, load_json
 from boxtwin.datasets.image_io import pixels_sha256, read_header, read_image
 from boxtwin.datasets.image_names import ImageNames, without_ending
 from boxtwin.datasets.options import Orientation
@@ -120,8 +120,22 @@ def _size(path: Path, reading: Reading) -> tuple[int, int]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def exported_images(folder: Path) -> list[dict[str, Any]]:
+    """What the record of an export in ``folder`` says of each image; empty if there is none.
+
+    Raises `InputError` if the file is of another origin.
+    """
+    if not (file := folder / RECORD).is_file():
+        return []
+    content = load_json(file)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(isinstance(i, dict) and isinstance(i.get("file"), str) for i in images):
+        raise InputError(f"{file} is not the record that review.py export= writes; restore it, or move it away")
+    return images
+
+
 def export_names(names: Sequence[str], shown: Sequence[bool]) -> list[str]:
-    """Names without folders, for annotation tools flatten them, of which no two are alike without their endings.
+    """Unique file names without folders, since annotation tools drop folders; they differ even without their endings.
 
     Images that browsers do not show get the ending of PNG. No image goes out under the name that another has in the
     store.

@@ -79,11 +79,10 @@ def _check_pretraining(config: BoxtwinConfig) -> None:
             f"pretraining.per_image=0: pretraining={VARIATIONS} takes so many variations of each image, at least 1; "
             "pretraining=none does without"
         )
-    if options.per_image < 0 or options.batch_size < 1:
-        raise InputError(
-            f"pretraining.per_image={options.per_image} must not be negative, and "
-            f"pretraining.batch_size={options.batch_size} must be at least 1"
-        )
+    if options.per_image < 0:
+        raise InputError(f"pretraining.per_image={options.per_image} must not be negative")
+    if options.batch_size < 1:
+        raise InputError(f"pretraining.batch_size={options.batch_size} must be at least 1")
     if options.per_image and options.dataset.name != NO_PRETRAINING and options.name != VARIATIONS:
         raise InputError(
             f"pretraining.per_image={options.per_image} is for pretraining={VARIATIONS}; with it, "
@@ -183,7 +182,9 @@ def _check_sizes(config: BoxtwinConfig) -> None:
         # An image that is cut into tiles and crops may have any size that holds a crop.
         is_input = name != "image_size" or detector.crop is None or detector.crop > size or detector.tile is None
         if side is not None and (side < stride or (is_input and side % stride)):
-            raise InputError(f"detector.{name}={side} must be a multiple of {stride}")
+            group = "dataset" if name == "image_size" and side == config.dataset.image_size else "detector"
+            fitting = max(stride, round(side / stride) * stride)
+            raise InputError(f"{group}.{name}={side} must be a multiple of {stride}, such as {fitting}")
     options = config.pretraining
     side = options.dataset.image_size
     if options.name != NO_PRETRAINING and not options.per_image and (side < stride or side % stride):
@@ -213,10 +214,10 @@ def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
             "variations.synthetic_fraction or pretraining.share would show real images more or less often: set "
             "trainer.steps instead, or variations.synthetic_fraction=null and pretraining.share=0"
         )
-    if trainer.validations < 1 or (trainer.epochs is not None and trainer.epochs < 1):
-        raise InputError(
-            f"trainer.validations={trainer.validations} and trainer.epochs={trainer.epochs} must be at least 1"
-        )
+    if trainer.validations < 1:
+        raise InputError(f"trainer.validations={trainer.validations} must be at least 1")
+    if trainer.epochs is not None and trainer.epochs < 1:
+        raise InputError(f"trainer.epochs={trainer.epochs} must be at least 1")
     if trainer.epochs is None:
         _check_steps(config)
     if trainer.batch_threads is not None and trainer.batch_threads < 1:
@@ -298,11 +299,12 @@ def warn_of_object_sizes(config: BoxtwinConfig, split: Split) -> None:
     scaled = [sample.object_boxes * size / max(sample.width, sample.height) for sample in split.train]
     sides = np.concatenate([boxes[:, 2:] - boxes[:, :2] for boxes in scaled])
     median, full = float(np.median(np.sqrt(sides.prod(axis=1)))), max(max(s.width, s.height) for s in split.train)
+    largest_size = -(-full // max(strides)) * max(strides)
     if size < full and median < CELLS_PER_OBJECT * min(strides):
         log.warning(
-            f"half of the training objects are under {median:.0f} pixels in images shrunk to {size}: a larger image "
-            f"size shows them better, up to dataset.image_size={full}; learnt in crops (detector.crop) it takes no "
-            "more time"
+            f"half of the training objects have a side (square root of the area) below {median:.0f} pixels when images "
+            f"are resized to {size}: a larger dataset.image_size, up to {largest_size}, shows them better; with "
+            "training on crops (detector.crop) it takes no more time"
         )
     largest = float(np.quantile(sides.max(axis=1), LARGE))
     if crop is not None and crop < size and largest > crop / 2:

@@ -118,8 +118,8 @@ def _range(least: int, most: int) -> str:
 def _check_held_out(samples: Sequence[Sample], split: Split, group_by: str | None, source: str) -> None:
     if names := split.held_out_among(samples):
         raise InputError(
-            f"{source}: {len(names)} validation or test images of split {split.name} are among its images, such as "
-            f"{some(names)}; remove them"
+            f"{source}: the folder holds equal or nearly equal copies of {len(names)} validation or test images of "
+            f"split {split.name}: {some(names)}. Remove the copies from the folder"
         )
     scenes = scenes_of((*split.val, *split.test), group_by)
     if shared := [sample.name for sample in samples if sample.group in scenes]:

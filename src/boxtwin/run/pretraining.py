@@ -17,7 +17,9 @@ import numpy as np
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.config.schema import DatasetConfig
+from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.options import SplitOptions
+from boxtwin.datasets.problems import some
 from boxtwin.datasets.sample import Dataset, Sample
 from boxtwin.datasets.simulated_sar import scenes as sar_scenes
 from boxtwin.datasets.splits import Split, scenes_of
@@ -148,8 +150,8 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by:
         )
     if names := split.held_out_among(other.samples):
         raise InputError(
-            f"pretraining: {len(names)} validation or test images of split {split.name} are among the images of "
-            f"{other.name}, such as {', '.join(names[:3])}; remove them from its annotation file"
+            f"pretraining: {other.name} holds equal or nearly equal copies of {len(names)} validation or test images "
+            f"of split {split.name}: {some(names)}; remove the copies from its annotation file"
         )
     held_out = scenes_of((*split.val, *split.test), group_by)
     scenes = {sample.name: re.search(group_by, sample.name) for sample in other.samples} if group_by else {}
@@ -194,4 +196,4 @@ def pretraining_metrics(run: Prepared, file: Path) -> dict[str, float]:
         measured = {"map": metrics["map"], "map_50": metrics["map_50"], "seconds": seconds}
         finite = {f"pretraining/{name}": value for name, value in measured.items() if math.isfinite(value)}
         write_bytes_atomically(kept, json.dumps(finite).encode())
-    return dict(json.loads(kept.read_text()))
+    return dict(load_json(kept, damaged="remove the file, and it is made again"))

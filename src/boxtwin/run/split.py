@@ -29,11 +29,15 @@ def load_split(config: BoxtwinConfig, dataset: Dataset) -> Split:
     split = _read_or_make(config, dataset)
     for side in SIDES:
         if not sum(len(sample.object_boxes) for sample in split.side(side)):
-            raise InputError(f"split {split.name}: no object in any of the {len(split.side(side))} {side} images")
+            raise InputError(
+                f"split {split.name}: no object in any of the {len(split.side(side))} {side} images; choose another "
+                "split.seed or larger numbers, or name the images in split.file=FILE"
+            )
     check_depth([sample for side in SIDES for sample in split.side(side)])
     if copies := split.near_copies():
-        pairs = f"{len(copies)} pairs of images look nearly the same and stand on two sides"
-        log.warning("split %s: %s: %s", split.name, pairs, "; ".join(copies[:3]))
+        pairs = f"{len(copies)} pair(s) of images on different sides look nearly the same, such as"
+        cure = "remove one image of each pair, or results may be too good"
+        log.warning("split %s: %s %s; %s", split.name, pairs, "; ".join(copies[:3]), cure)
     lines, warnings = describe_classes(split, dataset.classes)
     for line in lines if len(dataset.classes) > 1 else ():
         log.info("%s", line)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
+from boxtwin.datasets.coco_json import load_json
 from boxtwin.datasets.sample import NO_CROWDS, Sample
 from boxtwin.files import exclusive_lock, write_bytes_atomically
 from boxtwin.labels.method import Judge
@@ -49,7 +50,7 @@ def label_unlabelled(prepared: Prepared) -> tuple[tuple[Sample, ...], dict[str, 
                 content = _labelled(prepared, images, label_method(prepared.dataset).judge(members))
                 content["info"] = {"seconds": time.perf_counter() - started}  # with training, if there was some
                 write_bytes_atomically(kept, json.dumps(content).encode())
-    content = json.loads(kept.read_text())
+    content = load_json(kept, damaged="remove the file, and it is made again")
     used = _with_boxes(images, content)
     boxes = sum(len(sample.boxes) for sample in used)
     log.info("%s: %d of %d unlabelled images are used, %d boxes", kept, len(used), len(images), boxes)

@@ -186,7 +186,10 @@ def _interval(
     images = resampled.images(runs[0][0])
     for pair in runs:
         if any(resampled.images(run) != images for run in pair):
-            raise InputError(f"runs {' and '.join(pair)} were tested on different images and cannot be compared")
+            raise InputError(
+                f"{new.name} and {old.name}: not all of their runs were tested on the same images, so they cannot be "
+                "compared; compare them in separate studies, or delete the runs on other images in MLflow"
+            )
     first = [(new.pretraining_seeds[seed], old.pretraining_seeds[seed]) for seed in seeds]
     return interval_of(differences, len(images), clusters_of(first), limits=change_limits(metric))
 

@@ -67,7 +67,7 @@ def primary_comparisons(content: object, file: str) -> list[PrimaryComparison]:
     """The comparisons of a file with this content; raises `InputError` if it is not in the form shown above."""
     entries = content.get("comparisons") if isinstance(content, dict) and len(content) == 1 else None
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{file} must be a list of comparisons, as in {EXAMPLE}")
+        raise InputError(f"{file} must have the single key comparisons with a list that is not empty, as in {EXAMPLE}")
     found = [_comparison(entry, f"{file}, comparison {place}") for place, entry in enumerate(entries, start=1)]
     if len({each.name for each in found}) < len(found):
         raise InputError(f"{file} has two comparisons of the same name or settings; remove one of them")

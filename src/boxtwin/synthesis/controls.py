@@ -60,9 +60,9 @@ class PasteSettings:
         """Raise InputError for settings out of range."""
         check_settings(owner, self, "stretch", "brightness", grounds=0)
         if not 0 <= self.angle <= 180:
-            raise InputError(f"{owner}: angle lies between 0 and 180 degrees, got {self.angle}")
+            raise InputError(f"{owner}: angle={self.angle} must lie between 0 and 180 degrees")
         if self.stretch == 1:
-            raise InputError(f"{owner}: stretch is below 1, or nothing may be left of an object")
+            raise InputError(f"{owner}: stretch={self.stretch} must be below 1; an object may vanish otherwise")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -157,7 +157,7 @@ def check_settings(owner: str, settings: object, *shares: str, **least: int) -> 
     """Refuse attributes of ``settings`` out of range: ``shares`` outside [0, 1], others under their ``least`` value."""
     for name in shares:
         if not 0 <= (value := getattr(settings, name)) <= 1:
-            raise InputError(f"{owner}: {name} lies in [0, 1], got {value}")
+            raise InputError(f"{owner}: {name}={value} must lie between 0 and 1")
     for name, minimum in least.items():
         if not (value := getattr(settings, name)) >= minimum:
-            raise InputError(f"{owner}: {name} is at least {minimum}, got {value}")
+            raise InputError(f"{owner}: {name}={value} must be at least {minimum}")

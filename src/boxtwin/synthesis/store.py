@@ -256,8 +256,8 @@ class Library:
                     drawn.close()  # it may hold a lock
                     paid = f". Paid so far: {update.cost_usd:.2f} USD" if update.cost_usd else ""
                     raise InputError(
-                        f"{name}, {self._model().id}: {failed_in_a_row} images in a row failed, so {left} more were "
-                        f"not tried; the same command goes on. The last one: {outcome.reason}{paid}"
+                        f"{name}, model {self._model().id}: {failed_in_a_row} images in a row failed, so {left} more "
+                        f"were not tried; run the same command again to continue. Last failure: {outcome.reason}{paid}"
                     )
             else:
                 failed_in_a_row = 0

@@ -68,6 +68,9 @@ class Condition:
     tags: dict[str, str]
 
 
+UNUSABLE = "the MLflow store %s cannot be used"
+
+
 class Store:
     """The MLflow tracking store of a server at ``uri``, or for None of ``mlflow.db`` and ``artifacts`` in ``folder``.
 
@@ -94,7 +97,8 @@ class Store:
                 is_sql = isinstance(error, SQLAlchemyError | sqlite3.Error)
                 if is_sql and (unwritten := write_error(error, folder / DATABASE)) is not None:
                     raise unwritten from error
-                message = f"tracking.uri: the MLflow store {self.uri} does not answer: {str(error).splitlines()[0]}"
+                fault = "tracking.uri: the MLflow server %s does not answer" if self.is_server else UNUSABLE
+                message = f"{fault % self.uri}: {str(error).splitlines()[0]}"
                 if is_sql:
                     message += (
                         "; if its file is broken, move it away: compare.py runs=FOLDER still reads runs in their "

@@ -182,9 +182,9 @@ def test_a_client_that_is_missing_is_told_before_any_call(
         ({"base_url": f"http://host/v1?key={SECRET}"}, "must hold no user, password or query"),
         ({"size": 300}, r"size=300: image variations have 256, 512 or 1024"),
         ({"overlap": 200}, r"overlap=200 must lie between 0 and half of generator\.size=256"),
-        ({"max_tries": 0}, r"max_tries is at least 1, got 0"),
+        ({"max_tries": 0}, r"max_tries=0 must be at least 1"),
         ({"timeout": 0.0}, r"timeout=0\.0 must be above 0"),
-        ({"first_wait": -1.0}, r"first_wait is at least 0, got -1\.0"),
+        ({"first_wait": -1.0}, r"first_wait=-1\.0 must be at least 0"),
         ({"price_usd": float("nan")}, r"price_usd=nan must not be negative"),
     ],
 )

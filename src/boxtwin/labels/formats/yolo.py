@@ -196,9 +196,9 @@ def _lines(file: Path, classes: int) -> list[_Line]:
         try:
             line = _Line(where, int(words[0]), [float(word) for word in words[1:]])
         except ValueError:
-            raise InputError(f"{where}: {text!r} is no class number with a box") from None
+            raise InputError(f"{where}: {text!r} must be a class number and numbers (x y width height)") from None
         if not 0 <= line.label < classes:
-            raise InputError(f"{where}: class {line.label}, but there are names of {classes}")
+            raise InputError(f"{where}: class number {line.label}, but the {classes} classes have 0 to {classes - 1}")
         lines.append(line)
     return lines
 

@@ -27,7 +27,7 @@ def recommended(study: Study) -> tuple[Row, str]:
         InputError: the study has no finished run, or runs on several data sets.
     """
     if not study.rows:
-        raise InputError(f"study {study.name} has no finished run yet; train.py and the study's command continue it")
+        raise InputError(f"study {study.name} has no finished run yet; run its train.py command again to continue it")
     if len(names := sorted({row.first.dataset for row in study.rows})) > 1:
         raise InputError(
             f"study {study.name} has runs on {len(names)} data sets ({', '.join(names)}), of which no condition is "

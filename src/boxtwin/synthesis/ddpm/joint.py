@@ -88,7 +88,7 @@ class PixelJoint(PixelGenerator):
         super().__post_init__()
         check_settings(self.name, self, redraw_steps=1, margin=1)
         if not self.network.predicts_masks:
-            raise InputError(f"{self.name}: joint is above 0, or the model does not learn to make masks")
+            raise InputError(f"{self.name}: joint must be above 0; otherwise the model does not learn to make masks")
         self.check_strength("drawing", 1.0)
         self._broadest, self._label = 1.0, 0
         self._grounds: list[tuple[Image, Image]] = []

@@ -92,7 +92,7 @@ class PixelLayout(PixelGenerator):
         super().__post_init__()
         check_settings(self.name, self, "object_strength", margin=1)
         if not 0 <= self.turn <= 180:
-            raise InputError(f"{self.name}: turn lies between 0 and 180 degrees, got {self.turn}")
+            raise InputError(f"{self.name}: turn={self.turn} must lie between 0 and 180 degrees")
         if self.mask != "silhouettes":
             raise InputError(f"{self.name}: mask={self.mask} does not say how objects lie; use mask=silhouettes")
         self.check_strength("repainting", 1.0)

@@ -69,15 +69,15 @@ class PixelModel:
         s, multiple = settings, self.multiple
         check_settings(owner, s, "joint", "object_crops", train_steps=1, batch_size=1, unshuffle=1)
         if not 0 < s.train_strength <= 1:
-            raise InputError(f"{owner}: train_strength lies above 0 and up to 1, got {s.train_strength}")
+            raise InputError(f"{owner}: train_strength={s.train_strength} must be above 0 and at most 1")
         for name, value, known in (("mask", s.mask, MASKS), ("tone", s.tone, TONES)):
             if value not in known:
-                raise InputError(f"{owner}: {name} is {' or '.join(known)}, got {value!r}")
+                raise InputError(f"{owner}: {name}={value} must be {' or '.join(known)}")
         if not s.channels or min(s.channels) < 1:
             raise InputError(f"{owner}: channels needs one positive width for each level, got {list(s.channels)}")
         if s.crop < 2 * multiple or s.crop % multiple:
             sizes = f"{2 * multiple} and a multiple of {multiple} (unshuffle {s.unshuffle}, {len(s.channels)} levels)"
-            raise InputError(f"{owner}: crop is at least {sizes}, got {s.crop}")
+            raise InputError(f"{owner}: crop={s.crop} must be at least {sizes}")
         self.device = choose_device(settings.device, owner)
         self.compute_dtype = choose_dtype(settings.dtype, self.device, owner, float16=False)
         self.image_channels = 0  # 1 if all training images are grey, 3 otherwise; 0 before `fit`

@@ -47,7 +47,7 @@ class PixelSketch(PasteSettings, PixelDDPM):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sketch not in SKETCHES:
-            raise InputError(f"{self.name}: sketch is {' or '.join(SKETCHES)}, got {self.sketch!r}")
+            raise InputError(f"{self.name}: sketch={self.sketch} must be {' or '.join(SKETCHES)}")
         self.check(self.name)
         settings: dict[str, Any] = settings_of(self, of=PasteSettings)
         self._paste = CopyPaste(mirror=self.mirror, **settings)

@@ -149,7 +149,7 @@ class PipelineGenerator(Generator):
     def __post_init__(self) -> None:
         check_settings(self.name, self, steps=1, batch_size=1, overlap=0, guidance_scale=0)
         if self.tile is not None and self.tile < (least := max(2 * self.overlap, 8)):
-            raise InputError(f"{self.name}: tile is at least {least} (8, and twice the overlap), got {self.tile}")
+            raise InputError(f"{self.name}: tile={self.tile} must be at least {least} (8, and twice the overlap)")
         several = self.one_by_one and self.batch_size != 1
         self.refuse(several, f"it draws one square at a time: say generator.batch_size=1, not {self.batch_size}")
         given = getattr(self, "strength", None)  # of generators that may start from the source
