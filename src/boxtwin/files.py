@@ -56,7 +56,7 @@ def write_error(error: BaseException, path: Path | None = None) -> WriteError | 
         if number is None:
             number = next((number for text, number in LIBRARY_MESSAGES.items() if text in str(cause)), None)
             failed_writing = number is not None
-        if failed_writing or (raised_from and number in CURES):
+        if number is not None and (failed_writing or (raised_from and number in CURES)):
             named = getattr(cause, "filename", None)
             place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) and path is None else path
             verb = "written" if path is not None or failed_writing else "opened"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boxtwin.command_line import setting
+from boxtwin.config.compose import load_yaml
 from boxtwin.config.schema import TrackingConfig
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import check_name, write_bytes_atomically
