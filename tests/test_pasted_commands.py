@@ -353,7 +353,7 @@ def test_newer_detectors_than_the_best(
     monkeypatch.setattr("boxtwin.counting.detectors.LISTED", len(HOSTILE))
     caplog.set_level("INFO")
     find_detectors("best", "s")
-    lines = caplog.messages[0].partition("chosen by:\n  ")[2].split("\n  ")
+    lines = caplog.messages[0].partition("(choose one with run=):\n  ")[2].split("\n  ")
     pasted = paste("\n".join(f"python count.py {line}" for line in lines))
     assert {values(words)["run"] for words in given_to(pasted, "python", "count.py")} == folders
 

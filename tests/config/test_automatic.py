@@ -78,7 +78,7 @@ def test_other_words_and_scripts_are_left_alone(radar: tuple[str, ...]) -> None:
 
 def test_what_cannot_be_resolved_is_one_error(tmp_path: Path) -> None:
     absent = ("dataset=coco", f"dataset.root={tmp_path}", "dataset.speckle=amplitude", "dataset.name=radar", *TEN)
-    with pytest.raises(InputError, match=r"annotations\.json is no COCO annotation file"):
+    with pytest.raises(InputError, match=r"annotations\.json cannot be used"):
         resolved(*absent, "pretraining=auto")
     for words in (["experiment=hrsid200"], ["dataset=coco", "dataset.build.seed=1"], ["dataset.nme=1"]):
         with pytest.raises(InputError, match=r"dataset\.(root|build|nme)"):

@@ -63,7 +63,7 @@ def test_a_split_file_has_the_split_and_its_images_are_in_the_data_set(check: Ch
     }.items():
         with pytest.raises(InputError, match=splits):
             check(write(**words))
-    with pytest.raises(InputError, match=r"say split\.train=3 too"):
+    with pytest.raises(InputError, match=r"also set split\.train=3"):
         check(write(s1=sides | {"train": names[:3]}), "split.train_size=2")
 
 

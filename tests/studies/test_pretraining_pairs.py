@@ -165,7 +165,7 @@ def test_treatments_are_listed_by_their_gain_with_what_they_cost() -> None:
     runs = [replace(each, metrics={**each.metrics, **costs}) for each in runs]
     section = next(part for part in Summary.of(Study.of(runs)).sections if part.title == "What else you could do")
     first, second, third = section.sentences
-    assert first.startswith("Pre-training, pre-training on sar_scenes, ")
+    assert first.startswith("Pre-training on sar_scenes, ")
     assert "AP50 +10.0 points" in first
     assert first.endswith("Machine: +10.0 minutes; a person: 0 minutes.")
     assert second.startswith("Unlabelled images, ")
