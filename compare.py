@@ -20,4 +20,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch.launch(main, paths=("annotations", "runs", "primary", "folder"))
+    launch.launch(main, paths=("annotations", "runs", "primary", "folder"), again="starts from the beginning")

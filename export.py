@@ -20,4 +20,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch.launch(main)
+    launch.launch(main, again="starts from the beginning")

@@ -20,4 +20,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch.launch(main, paths=("store", "folder", "read", "split.file", "suspects", "next"))
+    launch.launch(
+        main, paths=("store", "folder", "read", "split.file", "suspects", "next"), again="starts from the beginning"
+    )

@@ -30,8 +30,8 @@ import argparse
 import csv
 import json
 import re
-import shutil
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,11 @@ import yaml
 
 from boxtwin.command_line import words_of
 from boxtwin.config.identity import NO_PRETRAINING
+from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.archive import ARCHIVE, runs_folder, write_archive
 from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.report.page import WORTH_FILE
+from boxtwin.tracking.run_folders import read_result
 
 COPIED = ("matches.npz", "label_card.json", "quality_card.json")
 DETECTIONS = ("detections.json", "validation_detections.json")
@@ -123,8 +125,10 @@ def forest_plot(comparison: Path, picture: Path) -> None:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
         axis.set_ylim(-0.6, len(rows) - 0.4)  # few rows have no room for their marks otherwise
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
+    write_bytes_atomically(picture, drawn.getvalue())
 
 
 def main() -> None:
@@ -139,10 +143,17 @@ def main() -> None:
     if settings.plot:
         forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
         return
-    results = sorted(settings.study.glob("*/result.json"))
-    runs = [path.parent for path in results if json.loads(path.read_text()).get("kind", "run") == "run"]
+    found_results = {path.parent: read_result(path.parent) for path in sorted(settings.study.glob("*/result.json"))}
+    if damaged := [str(run) for run, result in found_results.items() if result is None]:
+        parser.error(f"the result.json of these runs cannot be read: {', '.join(damaged)}")
+    runs = [run for run, result in found_results.items() if result is not None and result.kind == "run"]
     if not runs:
         parser.error(f"{settings.study} holds no finished run")
+    needed = [settings.report / name for name in ("comparison.csv", "index.html")] if settings.report else []
+    if lacking := [file.name for file in needed if not file.exists()]:
+        parser.error(f"--report {settings.report} lacks {', '.join(lacking)}; compare.py writes them")
+    if settings.folder.exists() and not settings.folder.is_dir():
+        parser.error(f"{settings.folder} is a file; give a folder")
     settings.folder.mkdir(parents=True, exist_ok=True)
     name = settings.folder.resolve().name
     files = kept_files(settings.folder) if settings.add else {}
@@ -155,20 +166,21 @@ def main() -> None:
     if found and (sum(found.values()) > LARGEST or {Path(file).parent for file in found} != kept):
         files = {file: data for file, data in files.items() if file not in found}
         print(f"detections are left out: {sum(found.values()) / 1e6:.1f} MB, or some runs were kept without")
-    write_archive(files, settings.folder / ARCHIVE)
     splits = {k: v for run in runs for k, v in _json(run / "split.json").items()}
     if splits and not before:
-        (settings.folder / "split.json").write_text(json.dumps(splits, indent=1) + "\n")
+        write_bytes_atomically(settings.folder / "split.json", (json.dumps(splits, indent=1) + "\n").encode())
     if (runs[0] / "config.yaml").exists() and not before:
         config = without_folders(yaml.safe_load((runs[0] / "config.yaml").read_text()))
-        (settings.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        text = yaml.safe_dump(config, sort_keys=False)
+        write_bytes_atomically(settings.folder / "config.yaml", text.encode())
     if settings.report:
-        shutil.copyfile(settings.report / "comparison.csv", settings.folder / "comparison.csv")
-        shutil.copyfile(settings.report / "index.html", settings.folder / "report.html")
-        for file in (PRIMARY_FILE, WORTH_FILE):
-            if (settings.report / file).exists():
-                shutil.copyfile(settings.report / file, settings.folder / file)
+        copied = {"comparison.csv": "comparison.csv", "index.html": "report.html"}
+        copied |= {file: file for file in (PRIMARY_FILE, WORTH_FILE) if (settings.report / file).exists()}
+        for file, target in copied.items():
+            write_bytes_atomically(settings.folder / target, (settings.report / file).read_bytes())
         forest_plot(settings.folder / "comparison.csv", settings.folder / "forest.png")
+    # Last: a killed call leaves none, and the same call begins again.
+    write_archive(files, settings.folder / ARCHIVE)
     names = ", ".join(sorted(path.name for path in settings.folder.iterdir()))
     print(f"{len(before | {run.name for run in runs})} runs in {settings.folder}: {names}")
 

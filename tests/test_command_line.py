@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import QuotedString
 
 from boxtwin.command_line import command_line, words_of
 from boxtwin.config.arguments import chosen_files, hide_password, quote_numbers
+from boxtwin.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +93,8 @@ def test_no_absolute_path_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("variations=range(0, 11, 5)", ["0", "5", "10"]),
         ("variations=0,range(2,4)", ["0", "2", "3"]),
         ("+variations=1", ["1"]),
+        ("variations=choice(0,2)", ["0", "2"]),
+        ("variations=choice(range(2),10)", ["0", "1", "10"]),
     ],
 )
 def test_ranges_of_variations(tmp_path: Path, typed: str, numbers: list[str]) -> None:
@@ -108,6 +111,12 @@ def test_what_is_no_number_of_variations_is_one_line(tmp_path: Path, value: str)
     with pytest.raises(ValueError, match=r"whole numbers from 0") as caught:
         quote_numbers([f"variations={value}"], tmp_path / "variations")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["glob(*)", "shuffle(0,2)", "interval(0,2)", "glob(*,exclude=2)"])
+def test_other_functions_of_hydra_are_refused_for_variations(tmp_path: Path, value: str) -> None:
+    with pytest.raises(InputError, match=r"\(\) is not possible for variations; give numbers: variations=0,2,10$"):
+        quote_numbers([f"variations={value}"], tmp_path / "variations")
 
 
 def test_a_file_of_ones_own_is_an_option(tmp_path: Path) -> None:

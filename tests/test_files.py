@@ -26,6 +26,7 @@ from boxtwin.errors import InputError, WriteError
 from boxtwin.files import (
     atomic_path,
     check_name,
+    check_target,
     exclusive_lock,
     link_file,
     remove_leftovers,
@@ -240,3 +241,45 @@ def test_the_file_that_a_link_leads_to_is_linked(tmp_path: Path) -> None:
     link_file(tmp_path / "images" / "a.png", tmp_path / "out" / "deeper.png")
     assert not (tmp_path / "out" / "deeper.png").is_symlink()
     assert (tmp_path / "out" / "deeper.png").read_bytes() == b"pixels"
+
+
+def test_a_new_folder_that_got_files_meanwhile_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+
+    def write() -> None:
+        with atomic_path(folder, new_folder=True) as temporary:
+            temporary.mkdir()
+            (temporary / "ours").touch()
+            folder.mkdir()
+            (folder / "theirs").touch()
+
+    with pytest.raises(WriteError, match="labels cannot be written: the folder is there already, with files"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["labels", "theirs"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "older").touch()
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name.endswith(f"{os.getpid()}.part"):
+            raise OSError(errno.EIO, "no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(WriteError), atomic_path(folder) as temporary:
+        temporary.mkdir()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["older", "run"]
+
+
+def test_targets_at_which_no_folder_can_be_made_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for path, reason in (("file", "file is a file"), ("file/a/b", "file is a file"), ("link/a", "a link to nothing")):
+        with pytest.raises(InputError, match=f"folder=.*{reason}"):
+            check_target(tmp_path / path, "folder")
+    check_target(tmp_path / "new" / "folder", "folder")
+    check_target(tmp_path, "folder")

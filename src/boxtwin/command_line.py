@@ -32,7 +32,10 @@ def quote_variations(word: str, options: Container[str] = ()) -> str:
     Hydra reads a bare number as an integer and refuses it as an option of the group ``variations``. Raises `InputError`
     for a choice that is no number, and none of the ``options``: names of files in conf/variations.
     """
+    word = re.sub(r"\A(\+?variations)=choice\((.*)\)\Z", r"\1=\2", word)
     match = _VARIATIONS.fullmatch(word)
+    if match is None and (called := re.match(r"\+?variations=(\w+)\(", word)):
+        raise InputError(f"{word}: {called[1]}() is not possible for variations; give numbers: variations=0,2,10")
     if match is None:
         return word
     choices: list[int | str] = []

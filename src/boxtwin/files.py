@@ -27,6 +27,7 @@ CURES = {
     errno.EPERM: "operation not permitted: choose another folder, or change its owner or mode",
     errno.ENOTDIR: "a part of the path is a file: choose another folder, or move that file away",
     errno.EEXIST: "a part of the path is a file: choose another folder, or move that file away",
+    errno.ENOTEMPTY: "the folder is there already, with files: choose another folder, or move it away",
     errno.EISDIR: "there is a folder of this name: move it away, or choose another name",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
@@ -83,11 +84,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, new_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` for a file or a folder, which replaces ``path`` when the block ends.
 
     So ``path`` is never incomplete. If the block raises, the temporary file is removed and ``path`` stays as it was.
-    Raises `WriteError` if the disk or the folder does not take it.
+    Raises `WriteError` if the disk or the folder does not take it, or if a ``new_folder`` has got files meanwhile.
     """
     if path.is_symlink() and path.is_dir():  # the folder that it leads to is replaced, on its own disk
         path = path.resolve()
@@ -96,10 +97,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed to one that is not empty
-                old = temporary.with_suffix(".old.part")
+            if temporary.is_dir() and path.is_dir() and not new_folder:
+                old = temporary.with_suffix(".old.part")  # a folder cannot be renamed to one that is not empty
                 path.rename(old)
-                temporary.rename(path)
+                try:
+                    temporary.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
                 _remove(old)
             else:
                 temporary.replace(path)
@@ -185,6 +190,15 @@ def exclusive_lock(file: Path, waiting: str) -> Iterator[None]:
             held = lock.acquire()
     with held:
         yield
+
+
+def check_target(folder: Path, setting: str) -> None:
+    """Raise `InputError` if no folder can be made at ``folder``, the value of ``setting``: a file is there or above."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if place.is_symlink() and not place.exists():
+            raise InputError(f"{setting}={folder}: {place} is a link to nothing; remove it, or give another folder")
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{setting}={folder}: {place} is a file; give another folder")
 
 
 def check_name(name: object, what: str) -> None:

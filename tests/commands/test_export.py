@@ -63,7 +63,10 @@ def test_darknet_files_go_beside_the_detector_or_where_one_says(run_folder: Path
         ({"run": "RUN", "formats": "tflite"}, "formats=[tflite] must name one or more of onnx, mlflow, darknet"),
         ({"run": "RUN", "formats": []}, "formats=[] must name one or more of onnx, mlflow, darknet"),
         ({"run": "RUN", "register": "ships"}, "register=ships registers the MLflow model; add mlflow to formats"),
-        ({"run": "RUN", "to": "file"}, "to=file is a file"),
+        ({"run": "RUN", "register": "ships-1.0", "formats": "mlflow"}, "MLflow takes no name of a model with / : . %"),
+        ({"run": "RUN", "register": " ", "formats": "mlflow"}, "MLflow takes no name of a model with / : . %"),
+        ({"run": "RUN", "to": "file"}, "file is a file; give another folder"),
+        ({"run": "RUN", "to": "file/below"}, "file is a file; give another folder"),
     ],
 )
 def test_errors_tell_what_there_is(run_folder: Path, values: dict[str, object], message: str) -> None:

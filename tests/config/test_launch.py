@@ -18,7 +18,14 @@ from omegaconf.errors import InterpolationResolutionError
 
 from boxtwin.command_line import quote_path
 from boxtwin.config import launch
-from boxtwin.config.arguments import quote_list, quote_numbers, quote_refused, quote_texts
+from boxtwin.config.arguments import (
+    check_options,
+    quote_list,
+    quote_numbers,
+    quote_refused,
+    quote_texts,
+    refused_word,
+)
 from boxtwin.config.compose import register, to_object
 from boxtwin.config.identity import REMOVED_SETTINGS, defining_values, run_name, setting_hash, short_hash
 from boxtwin.config.schema import PATHS_OF_RUNS, TEXTS, BoxtwinConfig
@@ -322,6 +329,17 @@ def test_words_that_hydra_refuses_are_told_in_one_line(
     monkeypatch.setattr("sys.argv", ["train.py"])
     with pytest.raises(InputError, match=said):
         launch._run(lambda: composed(*quote_numbers(typed, OPTIONS)), typed)
+
+
+@pytest.mark.parametrize("word", ["~seed", "~trainer.cache", "~split.file", "~seed=0"])
+def test_settings_are_not_deleted(word: str) -> None:
+    with pytest.raises(InputError, match=rf"^{word}: settings cannot be deleted; give "):
+        check_options([word], [ROOT / "conf"])
+
+
+def test_errors_of_hydra_that_say_it_all_are_one_line() -> None:
+    for said in ("The --resolve flag can only be used with --cfg", "BasicSweeper does not support sweep type : X"):
+        assert str(refused_word(ValueError(said), [])) == said
 
 
 def test_a_list_for_a_script_without_sweeps_gets_no_advice_to_sweep(

@@ -34,7 +34,9 @@ def test_small_networks_take_the_cores_that_memory_holds(composed: Composed) -> 
 
 
 @pytest.mark.parametrize(
-    "line", ["detector=yolov3", "detector=yolov3_spp", "trainer.devices=2", "trainer.accelerator=cuda", "jobs=1"]
+    "line",
+    ["detector=yolov3", "detector=yolov3_spp", "trainer.devices=2", "jobs=1"]
+    + [f"trainer.accelerator={name}" for name in ("cuda", "gpu", "mps")],
 )
 def test_one_after_the_other(composed: Composed, line: str) -> None:
     line = line if "accelerator" in line else f"{line} {CPU}"

@@ -70,6 +70,7 @@ def store_of(run: Prepared) -> Library:
         (["dataset=hrsid", "dataset.root=nowhere"], r"nowhere/annotations/train_test2017\.json does not exist"),
         (["detector.weights=no.weights"], r"detector\.weights=no\.weights cannot be read"),
         (["trainer.steps=7"], r"trainer\.steps=7 must be a multiple of trainer\.validations=6"),
+        (["trainer.devices=-1"], r"trainer\.devices=-1 must be at least 1: the number of GPUs"),
         (["trainer.devices=3"], r"trainer\.batch_size=8 must be a multiple of trainer\.devices=3"),
         (["trainer.precision=float16", "trainer.accelerator=cpu"], r"trainer\.precision=float16 needs a GPU"),
         (["detector.warmup_steps=1200"], r"detector\.warmup_steps=1200 must be below trainer\.steps=1200"),

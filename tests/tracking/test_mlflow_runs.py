@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Run
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import metric_names
-from boxtwin.tracking.mlflow_runs import Condition, Store
+from boxtwin.tracking.mlflow_runs import Condition, Store, store_uri
 from boxtwin.tracking.mlflow_view import address, note, save_view
 
 RUN: dict[str, Any] = {
@@ -175,6 +175,48 @@ def test_conditions_are_brought_up_to_date_in_place_and_are_no_runs(store: Store
     store.write_conditions(study, [condition("x2", seeds=1.0, map=0.4)])
     (third,) = there().values()
     assert third.data.metrics == {"seeds": 1, "map": 0.4}
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_condition_that_was_broken_off_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    store = Store(uri=None, folder=tmp_path)
+    written = condition("x2", seeds=2.0, map=0.5)
+
+    def broken_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for call in ("log_batch", "set_terminated")[: 1 + killed]:
+            patched.setattr(store.client, call, broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            store.write_conditions("s", [written])
+
+    def there() -> Run:
+        (run,) = store.client.search_runs([store.experiment("s")], "tags.`boxtwin.kind` = 'condition'")
+        return run
+
+    assert there().info.status == ("RUNNING" if killed else "KILLED")
+    store.write_conditions("s", [written])
+    run = there()
+    assert run.data.params == {"split": "s1", "variations": "2"}
+    assert run.data.metrics == {"seeds": 2, "map": 0.5}
+    assert run.info.status == "FINISHED"
+
+
+def test_the_variable_of_mlflow_is_not_ignored_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(None, tmp_path / "own"))
+    Store(uri=None, folder=tmp_path / "own")
+    assert "MLFLOW_TRACKING_URI" not in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9/mlflow")
+    for _ in range(2):
+        Store(uri=None, folder=tmp_path / "own")
+    (said,) = (line for line in caplog.messages if "MLFLOW_TRACKING_URI" in line)
+    assert said.startswith("MLFLOW_TRACKING_URI=http://127.0.0.1:9/mlflow is not used: runs are recorded in sqlite:///")
+    assert "secret" not in said
 
 
 def test_a_run_is_copied_with_history_data_and_files(store: Store, tmp_path: Path) -> None:
@@ -332,6 +374,22 @@ def test_files_come_back_from_folders_of_a_run_and_missing_ones_are_left_out(sto
         path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*") if path.is_file()
     }
     assert found == {"a.json", "store/b.json"}
+
+
+def test_a_file_that_did_not_come_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(uri=None, folder=tmp_path)
+    run = store.begin_run(study="s", identity="i1", **RUN)
+    (tmp_path / "a.json").write_text("{}")
+    store.log_files(run.run_id, [tmp_path / "a.json"])
+
+    def broken_off(_: str, name: str, to: str) -> str:
+        (Path(to) / name).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.client, "download_artifacts", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch_files(run.run_id, ["a.json"], tmp_path / "back")
+    assert not list((tmp_path / "back").iterdir())
 
 
 def test_the_view_of_a_study_is_saved_with_it(store: Store, tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from boxtwin.command_line import setting
 from boxtwin.config.compose import load_yaml
 from boxtwin.config.schema import TrackingConfig
 from boxtwin.errors import InputError, unanswered
-from boxtwin.files import check_name, write_bytes_atomically
+from boxtwin.files import check_name, check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
 from boxtwin.studies.primary import PRIMARY_FILE, PRIMARY_TAG, PrimaryComparison, primary_comparisons
 from boxtwin.studies.relabelled import NEEDED, Relabelled, relabelled
-from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.page import REPORT_FILES, write_report
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import StudyRun, runs_in, with_evidence
 from boxtwin.studies.study import Study
@@ -69,6 +69,7 @@ def compare_study(config: DictConfig) -> Path:
             for run in runs
         ]
         report = Path(config.folder) / name
+        check_target(report, "folder")
         primary = kept_primary(config.primary, *paths, report)
         return _report(Study.of(*with_evidence(runs, copies), copies, primary), report, config)
 
@@ -125,7 +126,7 @@ def _compare_stored(config: DictConfig) -> Path:
 
     store = Store(uri=config.tracking.uri, folder=folder)
     report = Path(config.folder) / name
-
+    check_target(report, "folder")
     with tempfile.TemporaryDirectory() as temporary:
         runs = collect_runs(store, name, folder, Path(temporary))
         copies = copies_of(store, runs, Path(temporary), NEEDED if _other_labels(config, report) else ())
@@ -205,7 +206,12 @@ def _report(study: Study, folder: Path, config: DictConfig) -> Path:
     others = [each for each in found if each is not None]
     summary = Summary.of(study, candidates)
     store = of_store(config.tracking) if config.runs is None else []
-    page = write_report(study, summary, folder, others, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder.absolute().parent / f".{folder.name}.lock"
+    with exclusive_lock(lock, f"another process writes the report {folder}; waiting for it"):
+        for name in REPORT_FILES:
+            remove_leftovers(folder, name)
+        page = write_report(study, summary, folder, others, store)
     print(printed(study, summary, others, brief=config.brief))
     print(f"\nreport: {page}")
     return page

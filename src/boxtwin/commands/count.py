@@ -42,7 +42,7 @@ from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.evaluation.overlays import shrunk
-from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
+from boxtwin.files import atomic_path, check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
 from boxtwin.labels.formats import write_labels
 from boxtwin.labels.store_images import read_store
 
@@ -121,10 +121,9 @@ def count_images(composed: DictConfig) -> Path:
 
 def _check_folder(folder: Path) -> None:
     """Raise `InputError` if a folder holds anything but an earlier count."""
-    if folder.is_file() or (others := not_written_here(folder)):
-        what = "is a file"
-        if not folder.is_file():
-            what = f"holds files that count.py did not write, or that were changed since: {some(others)}"
+    check_target(folder, "folder")
+    if others := not_written_here(folder):
+        what = f"holds files that count.py did not write, or that were changed since: {some(others)}"
         raise InputError(f"{folder} {what}; give another folder: folder=FOLDER")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +20,7 @@ from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.darknet import darknet_cfg, write_darknet
 from boxtwin.detector.onnx_export import require_packages, write_onnx
 from boxtwin.errors import InputError
-from boxtwin.files import write_bytes_atomically
+from boxtwin.files import check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ def export_detector(composed: DictConfig) -> list[Path]:
         raise InputError(f"formats=[{','.join(map(str, unknown))}] must name one or more of {', '.join(FORMATS)}")
     if config.register is not None and "mlflow" not in formats:
         raise InputError(f"register={config.register} registers the MLflow model; add mlflow to formats")
+    if config.register is not None and (re.search(r"[/:.%\"']", config.register) or not config.register.strip()):
+        raise InputError(f"register={config.register}: MLflow takes no name of a model with / : . % or quotes")
     if {"onnx", "mlflow"} & set(formats):
         require_packages()
     run = Path(config.run)
@@ -49,8 +54,7 @@ def export_detector(composed: DictConfig) -> list[Path]:
         raise InputError(f"run={run}: there is no {source}\n{_detectors_near(run)}")
     detector = read_detector(source)
     to = Path(config.to) if config.to is not None else source.parent / "export"
-    if to.exists() and not to.is_dir():
-        raise InputError(f"to={to} is a file; give a folder")
+    check_target(to, "to")
     written = _write(detector, formats, to)
     thresholds = ", ".join(f"{threshold:.3f}" for threshold in detector.spec.class_thresholds)
     log.info("%s: %s, counts at confidence %s", source, detector.spec.architecture, thresholds)
@@ -68,12 +72,21 @@ def export_detector(composed: DictConfig) -> list[Path]:
     return written
 
 
-def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[Path]:
+@contextmanager
+def _unfinished(to: Path) -> Iterator[Path]:
+    """A folder in ``to`` for unfinished files, removed at the end: files can be moved whole from there."""
     to.mkdir(parents=True, exist_ok=True)
+    lock = to.absolute().parent / f".{to.absolute().name}.lock"
+    with exclusive_lock(lock, f"another process exports to {to}; waiting for it"):
+        remove_leftovers(to, "export")
+        with tempfile.TemporaryDirectory(prefix=f".export.{os.getpid()}.part", dir=to) as temporary:
+            yield Path(temporary)
+
+
+def _write(detector: TrainedDetector, formats: Sequence[str], to: Path) -> list[Path]:
     written = []
-    # On the same file system as the target, so that files can be moved there whole.
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=to) as temporary:
-        onnx = Path(temporary) / "detector.onnx"
+    with _unfinished(to) as temporary:
+        onnx = temporary / "detector.onnx"
         if {"onnx", "mlflow"} & set(formats):
             write_onnx(detector, onnx)
         if "mlflow" in formats:

@@ -31,7 +31,7 @@ from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.predict import check_depth, detect_objects
 from boxtwin.errors import InputError
 from boxtwin.evaluation.matching import RESULT_DECIMALS
-from boxtwin.files import atomic_path, link_file
+from boxtwin.files import atomic_path, check_target, link_file
 from boxtwin.hardware import choose_device
 from boxtwin.labels.next_images import Disagreement, choose
 from boxtwin.run.build import load_dataset
@@ -67,7 +67,8 @@ def choose_next(composed: DictConfig) -> Path:
     if config.number < 1:
         raise InputError(f"number={config.number} must be at least 1")
     folder = Path(config.folder or f"{source.absolute()}-next")
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+    check_target(folder, "folder")
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists, and may hold labels of people; give another: folder=FOLDER")
     if not source.is_dir():
         raise InputError(f"next={source} is no folder")
@@ -99,7 +100,7 @@ def choose_next(composed: DictConfig) -> Path:
             "alone. More seeds disagree more often: final_seeds=5 of train.py final=STUDY."
         )
         log.warning("%s", notes[-1])
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder, new_folder=True) as temporary:  # people may have begun to label in it
         temporary.mkdir()
         write(temporary, chosen, detectors[0], notes)
     agreed, doubtful = (sum(len(getattr(each.found, name)) for each in chosen) for name in ("agreed", "doubtful"))

@@ -27,7 +27,7 @@ from boxtwin.datasets.sample import Dataset, Detections
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, read_results
 from boxtwin.evaluation.scoring import VALIDATION_AP
-from boxtwin.files import check_name
+from boxtwin.files import check_name, check_target
 from boxtwin.run.build import load_dataset
 from boxtwin.studies.archive import ARCHIVE, runs_folder
 from boxtwin.studies.conditions import Row, condition_table
@@ -73,6 +73,8 @@ def _list(
     """Write the suspects of runs, which are in the folder or archive ``given`` if no MLflow store knows them."""
     study = runs[0].study
     check_name(study, "study")
+    folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
+    check_target(folder, "folder")
     if len(names := sorted({run.dataset for run in runs})) > 1:
         raise InputError(
             f"study {study} has runs on {len(names)} data sets ({', '.join(names)}), whose labels are in different "
@@ -114,7 +116,6 @@ def _list(
             f"{final_command(study, config.tracking)} they are, by detectors trained without them."
         )
     # 3. Files.
-    folder = Path(config.folder) if config.folder else Path("reports") / study / SUSPECTS_FOLDER
     write_suspects(
         folder,
         suspects,

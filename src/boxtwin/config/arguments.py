@@ -22,6 +22,7 @@ from boxtwin.config.compose import unknown_name
 from boxtwin.errors import InputError
 from boxtwin.mixing.options import VariationsOptions
 
+WORDS_OF_HYDRA = ("Only one of --", "The --resolve flag", "BasicSweeper does not support")  # errors that say it all
 EMPTY = "''"
 SWEEPING = ("train", "generate")  # scripts that take -m
 ADDRESS = re.compile(
@@ -78,6 +79,8 @@ def check_options(arguments: Sequence[str], folders: Iterable[Path]) -> None:
         except HydraException:  # an option of Hydra's, or what it will refuse
             continue
         group, value = override.key_or_group, override.value()
+        if override.is_delete() and group not in known and not group.startswith("hydra"):
+            raise InputError(f"{word}: settings cannot be deleted; give {group} another value, or null")
         are_experiments = group == "experiment" and isinstance(value, list)
         if group not in known or override.package is not None or are_experiments:
             continue
@@ -224,7 +227,7 @@ def refused_word(error: Exception, typed: Sequence[str]) -> InputError | None:
         start = text if " " in value else f"{word} lists several values"
         again = command_line(Path(sys.argv[0]).name, ["-m", *typed])
         return InputError(f"{start}; add -m to take one after the other:\n{again}")
-    if str(error).startswith("Only one of --"):  # of Hydra's options
+    if str(error).startswith(WORDS_OF_HYDRA):
         return InputError(str(error))
     if not isinstance(error, OverrideParseException):
         return None

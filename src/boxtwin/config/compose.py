@@ -134,6 +134,9 @@ def unknown_setting(error: BaseException) -> InputError | None:
     if match is None:
         return None
     key, cause = match[1], error.__cause__ or error
+    if key.startswith("hydra."):
+        said = str(cause).partition("\n")[0]
+        return InputError(f"{key} cannot be set: {said}; --cfg hydra shows Hydra's own settings")
     if isinstance(cause, ValidationError):
         return InputError(f"{key}: {str(cause).partition(chr(10))[0]}")
     if (former := _former_name(key)) is not None:

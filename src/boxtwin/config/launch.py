@@ -140,7 +140,13 @@ def launch(
     _check_run = check
     set_environment()
     register()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that MLflow runs are ended
+    received = [signal.SIGINT]
+
+    def stop(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # as Ctrl-C, so that MLflow runs are ended
     try:
         # Hydra's parser refuses settings on both sides of an option.
         ordered = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
@@ -161,7 +167,8 @@ def launch(
         os.environ[OPTIONS_VARIABLE] = json.dumps(options)
         _run(main, typed)
     except KeyboardInterrupt:
-        sys.exit(f"stopped; the same command {again}")
+        print(f"stopped; the same command {again}", file=sys.stderr)
+        sys.exit(128 + received[-1])  # as shells name what a signal ended
     except BrokenPipeError:  # what is printed is read no further, as by `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at its end
         sys.exit(1)

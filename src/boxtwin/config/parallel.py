@@ -59,7 +59,8 @@ def jobs_at_once(configs: Sequence[DictConfig], new: int) -> int:
 def _is_large(config: DictConfig) -> bool:
     """Whether a run is of a large network, on a GPU or on several devices."""
     trainer = config.trainer
-    gpu = trainer.accelerator == "cuda" or (trainer.accelerator == "auto" and shutil.which("nvidia-smi") is not None)
+    found = shutil.which("nvidia-smi") is not None
+    gpu = trainer.accelerator != "cpu" and (trainer.accelerator != "auto" or found)
     return gpu or trainer.devices > 1 or config.detector.architecture not in SMALL
 
 

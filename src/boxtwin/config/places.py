@@ -30,8 +30,8 @@ def check_places(config: DictConfig) -> None:
     if node.build is not None:
         if missing := sorted(OmegaConf.missing_keys(node.build)):
             raise InputError(
-                f"dataset.build.{missing[0]} has no value: dataset.build belongs to simulated images; with "
-                f"dataset={node.name} of your own, leave its settings out"
+                f"{missing[0]} has no value: dataset.build belongs to simulated images; with a data set of your own "
+                f"({node.name}), leave its settings out"
             )
         available = int(node.build.images)
     else:

@@ -83,7 +83,7 @@ def convert(
     if not images:
         raise InputError(f"read={', '.join(map(str, paths))} holds no image with labels")
     content = _content(images, classes)
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder, new_folder=True) as temporary:
         for name, image in images.items():
             target = temporary / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +94,6 @@ def convert(
         write_bytes_atomically(temporary / "annotations.json", json.dumps(content).encode())
         if split is not None:
             write_bytes_atomically(temporary / split.name, json.dumps(_grown(sides, split, images, of_first)).encode())
-        if folder.exists():
-            folder.rmdir()
     number = len(content["annotations"])
     return f"{len(images)} images, {number} boxes, classes: {', '.join(classes)}", remarks
 

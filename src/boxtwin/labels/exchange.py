@@ -30,7 +30,7 @@ def export_store(store: StoreImages, name: str, folder: Path) -> None:
     """Write the labels of a store in the format ``name``, and its images, into a new ``folder``; all or nothing."""
     written = get_format(name)
     check_new(folder)
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder, new_folder=True) as temporary:
         images, record = [], []
         for each in tqdm(store.images, desc=f"exporting to {name}", unit="image", disable=len(store.images) < 100):
             labels = each.labels
@@ -46,8 +46,6 @@ def export_store(store: StoreImages, name: str, folder: Path) -> None:
             written.write(temporary, images, list(store.category_ids))
         content = {"format": name, "store": str(store.file), "images": record}
         write_bytes_atomically(temporary / RECORD, json.dumps(content, indent=1).encode())
-        if folder.exists():
-            folder.rmdir()
 
 
 def _check_pixels(image: StoreImage, digest: str, size: tuple[int, int]) -> None:

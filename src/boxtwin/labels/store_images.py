@@ -15,6 +15,7 @@ from boxtwin.datasets.options import Orientation
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
+from boxtwin.files import check_target
 from boxtwin.labels.formats import coco
 from boxtwin.labels.formats.browser import is_shown
 from boxtwin.labels.formats.labelled_image import LabelledImage, Labels
@@ -51,7 +52,8 @@ def check_new(folder: Path) -> None:
     """Raise `InputError` if labels and images cannot be written into a ``folder`` of their own."""
     if folder.absolute() == Path().absolute():
         raise InputError(f"folder={folder} is the working folder; name a new one, such as folder=LABELS")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    check_target(folder, "folder")
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"folder={folder} exists; choose another, or remove it first")
 
 

@@ -222,7 +222,9 @@ def check_settings(config: BoxtwinConfig, *, here: bool = True) -> None:
         _check_steps(config)
     if trainer.batch_threads is not None and trainer.batch_threads < 1:
         raise InputError(f"trainer.batch_threads={trainer.batch_threads} must be at least 1")
-    if trainer.devices < 1 or trainer.batch_size % trainer.devices:
+    if trainer.devices < 1:
+        raise InputError(f"trainer.devices={trainer.devices} must be at least 1: the number of GPUs")
+    if trainer.batch_size % trainer.devices:
         raise InputError(
             f"trainer.batch_size={trainer.batch_size} must be a multiple of trainer.devices={trainer.devices}, "
             "which share every batch equally"

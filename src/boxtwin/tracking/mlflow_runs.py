@@ -12,12 +12,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -52,6 +57,15 @@ def _tagged(tag: str, value: str | None) -> str:
     return f"tags.`{tag}` = '{value}'"
 
 
+@cache
+def _warn_of_variable(variable: str | None, uri: str) -> None:
+    """Say once that MLflow's own variable does not choose the store, where it names another one."""
+    if variable and variable.rstrip("/") != uri.rstrip("/"):
+        shown = re.sub(r"//[^/@]*@", "//", variable)  # without a password
+        text = "MLFLOW_TRACKING_URI=%s is not used: runs are recorded in %s; tracking.uri=%s chooses that store"
+        log.warning(text, shown, uri, shown)
+
+
 def store_uri(uri: str | None, folder: Path) -> str:
     """The address of the store: the server's, or that of the sqlite file in ``folder``."""
     return uri or f"{SQLITE}{(folder / DATABASE).resolve()}"
@@ -79,6 +93,7 @@ class Store:
 
     def __init__(self, *, uri: str | None, folder: Path) -> None:
         self.uri, self.folder, self.is_server = store_uri(uri, folder), folder, bool(uri)
+        _warn_of_variable(os.environ.get("MLFLOW_TRACKING_URI"), self.uri)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         with self._lock:
@@ -250,11 +265,17 @@ class Store:
                 else:
                     tags = {KIND_TAG: "condition", CONDITION_TAG: condition.key}
                     existing = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
-                    params = [Param(key, str(value)) for key, value in condition.params.items()]
+                logged = existing.data  # all but what a killed call had still to log
+                try:
+                    params = [Param(k, str(v)) for k, v in condition.params.items() if k not in logged.params]
                     self.client.log_batch(existing.info.run_id, params=params)
-                self.tag(existing.info.run_id, condition.tags)
-                changed = {name: value for name, value in finite.items() if existing.data.metrics.get(name) != value}
-                self.log_metrics(existing.info.run_id, changed)
+                    self.tag(existing.info.run_id, condition.tags)
+                    changed = {name: value for name, value in finite.items() if logged.metrics.get(name) != value}
+                    self.log_metrics(existing.info.run_id, changed)
+                except BaseException as error:
+                    if unanswered(error) is None:  # a server that is away is not asked again
+                        self.client.set_terminated(existing.info.run_id, "KILLED")
+                    raise
                 self.client.set_terminated(existing.info.run_id, "FINISHED")
             for outdated in (run for runs in earlier.values() for run in runs):
                 self.client.delete_run(outdated.info.run_id)
@@ -285,10 +306,9 @@ class Store:
         existing = {entry.path for parent in parents for entry in self.client.list_artifacts(run_id, parent)}
         for name in names:
             if name in existing:
-                path = to / name
-                path.parent.mkdir(parents=True, exist_ok=True)
                 # Some kinds of store create the folders of ``name`` below the given one, others do not.
-                Path(self.client.download_artifacts(run_id, name, str(path.parent))).replace(path)
+                with atomic_path(to / name) as temporary, tempfile.TemporaryDirectory() as downloads:
+                    shutil.move(self.client.download_artifacts(run_id, name, downloads), temporary)
 
     def file_sizes(self, run_id: str) -> dict[str, int | None]:
         """Bytes of each artifact of a run outside folders; None if the store does not tell."""

@@ -14,6 +14,7 @@ from boxtwin.datasets.image_io import encode, read_image
 from boxtwin.evaluation.pages import data_uri
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import EXTRA_IMAGES, against_none
+from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import galleries, store_cards
 from boxtwin.studies.report.plots import CURVES, curve_plot, lines_of, plot_curves
@@ -28,6 +29,7 @@ from boxtwin.studies.study import Study, costs, unattributed
 CARD_WIDTH = 1100  # pixels: small type is still read on a wide screen, and the report stays below some megabytes
 MOST_LINES = 12  # of the curves against the number of variations
 WORTH_FILE = "worth.svg"
+REPORT_FILES = ("index.html", "comparison.csv", "curves.png", WORTH_FILE, PRIMARY_FILE)
 CSV_UNDER = {False: "comparison_corrected.csv", True: "comparison_suspects.csv"}  # tables under other labels
 JPEG_QUALITY = 82  # small type is still clean
 
