@@ -187,6 +187,23 @@ def test_boxes_that_are_not_those_of_their_outlines_are_named(make_coco: MakeCoc
     assert "8 of 8 boxes" in built.read().remarks[0]
 
 
+@pytest.mark.parametrize("null", [True, False])
+def test_boxes_that_are_not_there_are_those_around_polygons(make_coco: MakeCoco, null: bool) -> None:
+    built = with_polygons(make_coco(images=4), outline)
+    whole = built.read()
+    for annotation in built.content["annotations"][1:]:
+        del annotation["bbox"]
+        annotation |= {"bbox": None} if null else {}
+    dataset = built.read()
+    assert dataset.digest == whole.digest
+    (remark,) = dataset.remarks
+    assert remark.startswith("7 annotations have no bbox, in S00_0.png, ")
+    # Run lengths are not decoded.
+    built.content["annotations"][1]["segmentation"] = {"counts": [0, 5], "size": [64, 80]}
+    with pytest.raises(InputError, match="boxes that are not four finite numbers"):
+        built.read()
+
+
 @pytest.mark.parametrize(
     "segmentation", ["none", [1, 2, 3], [[1, 2, "a", 4, 5, 6]], [["x"]], [[1, 2]], [None], 5, [[float("nan")] * 6]]
 )

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from boxtwin.datasets.coco_boxes import outline
 from boxtwin.datasets.problems import Problems, shown
 from boxtwin.errors import InputError
 
@@ -135,13 +136,19 @@ def check_content(content: dict[str, list[dict[str, Any]]], problems: Problems) 
                 continue
             if size is not None:
                 image[side] = size
+    without_box: list[str] = []
     for annotation in content["annotations"]:
+        if annotation.get("bbox") is None and (around := outline(annotation)) is not None:
+            x1, y1, x2, y2 = around
+            annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+            without_box.append(names.get(annotation["image_id"], "unknown image"))
         annotation.setdefault("bbox", None)
         crowd = flag(annotation.get("iscrowd"))
         if crowd is None:
             place = f"{names.get(annotation['image_id'], 'unknown image')}: {shown(repr(annotation['iscrowd']))}"
             problems.add("iscrowd is neither 0 nor 1", f"{place} (annotation {annotation['id']})")
         annotation["iscrowd"] = bool(crowd)
+    problems.remark(without_box, "annotations have no bbox", "the box around their segmentation is used")
     for category in content["categories"]:
         name = category["name"]
         if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
