@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow.entities import Metric, Run
+from mlflow.server import security_utils
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import metric_names
@@ -324,6 +325,27 @@ def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch: py
 def open_and_begin(folder: Path, number: int) -> None:
     store = Store(uri=None, folder=folder)
     store.begin_run(study="together", identity=f"i{number % 2}", **RUN)
+
+
+def test_a_server_that_refuses_its_name_is_explained(tmp_path: Path) -> None:
+    """As MLflow's own server does for names that are not among its allowed hosts."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            answer = security_utils.INVALID_HOST_MSG.encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=r"cannot be used: .*403.*Start it with mlflow server --allowed-hosts"):
+            Store(uri=f"http://127.0.0.1:{server.server_port}", folder=tmp_path)
+        server.shutdown()
 
 
 def test_processes_that_open_a_missing_store_at_once_do_not_break_it(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
 CONDITION_TAG = "boxtwin.condition"  # distinguishes the conditions of a study
 FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
 SQLITE = "sqlite:///"  # how the address of such a file begins
+ALLOWED_HOSTS = "mlflow server --allowed-hosts 'HOST:*,localhost:*'"  # by default it answers to addresses alone
 MOST_METRICS = 1000  # of one call: MLflow's limit
 MOST_CHARACTERS = 5000  # of the reason of a failure: MLflow's limit for tags
 
@@ -82,9 +83,6 @@ class Condition:
     tags: dict[str, str]
 
 
-UNUSABLE = "the MLflow store %s cannot be used"
-
-
 class Store:
     """The MLflow tracking store of a server at ``uri``, or for None of ``mlflow.db`` and ``artifacts`` in ``folder``.
 
@@ -112,8 +110,11 @@ class Store:
                 is_sql = isinstance(error, SQLAlchemyError | sqlite3.Error)
                 if is_sql and (unwritten := write_error(error, folder / DATABASE)) is not None:
                     raise unwritten from error
-                fault = "tracking.uri: the MLflow server %s does not answer" if self.is_server else UNUSABLE
-                message = f"{fault % self.uri}: {str(error).splitlines()[0]}"
+                what = "tracking.uri: the MLflow server" if self.is_server else "the MLflow store"
+                fault = "does not answer" if unanswered(error) is not None else "cannot be used"
+                message = f"{what} {self.uri} {fault}: {str(error).splitlines()[0]}"
+                if "Invalid Host header" in message:
+                    message += f". Start it with {ALLOWED_HOSTS}, with the name of its host"
                 if is_sql:
                     message += (
                         "; if its file is broken, move it away: compare.py runs=FOLDER still reads runs in their "
