@@ -187,13 +187,13 @@ def test_boxes_that_are_not_those_of_their_outlines_are_named(make_coco: MakeCoc
     assert "8 of 8 boxes" in built.read().remarks[0]
 
 
-@pytest.mark.parametrize("null", [True, False])
-def test_boxes_that_are_not_there_are_those_around_polygons(make_coco: MakeCoco, null: bool) -> None:
+@pytest.mark.parametrize("missing", [{}, {"bbox": None}, {"bbox": []}])
+def test_boxes_that_are_not_there_are_those_around_polygons(make_coco: MakeCoco, missing: dict[str, Any]) -> None:
     built = with_polygons(make_coco(images=4), outline)
     whole = built.read()
     for annotation in built.content["annotations"][1:]:
         del annotation["bbox"]
-        annotation |= {"bbox": None} if null else {}
+        annotation |= missing
     dataset = built.read()
     assert dataset.digest == whole.digest
     (remark,) = dataset.remarks

@@ -138,7 +138,7 @@ def check_content(content: dict[str, list[dict[str, Any]]], problems: Problems) 
                 image[side] = size
     without_box: list[str] = []
     for annotation in content["annotations"]:
-        if annotation.get("bbox") is None and (around := outline(annotation)) is not None:
+        if annotation.get("bbox") in (None, []) and (around := outline(annotation)) is not None:
             x1, y1, x2, y2 = around
             annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
             without_box.append(names.get(annotation["image_id"], "unknown image"))
