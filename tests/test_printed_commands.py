@@ -200,7 +200,8 @@ def test_make_knows_its_targets(command: str) -> None:
 
 
 def test_mlflow_has_its_commands() -> None:
-    assert of("mlflow") == ["mlflow models serve -m", "mlflow server"]
+    assert of("mlflow") == ["mlflow models serve -m", "mlflow server", "mlflow server --allowed-hosts"]
+    assert "--allowed-hosts" in [name for option in mlflow_commands.commands["server"].params for name in option.opts]
     models = mlflow_commands.commands["models"]
     assert isinstance(models, click.Group)
     assert "serve" in models.commands
