@@ -27,7 +27,7 @@ _BARE = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:\.{0,2}/)*[a-z_][\w./-]*
 
 
 def quote_variations(word: str, options: Container[str] = ()) -> str:
-    """``variations=0,range(1,3)`` -> ``variations='0','1','2'``; other words stay as they are.
+    """``variations=0,range(1,3)``, also in ``choice(...)`` -> ``variations='0','1','2'``; other words stay as they are.
 
     Hydra reads a bare number as an integer and refuses it as an option of the group ``variations``. Raises `InputError`
     for a choice that is no number, and none of the ``options``: names of files in conf/variations.

@@ -80,7 +80,7 @@ def _described(title: str, checkpoint: Checkpoint, needs: Needs) -> list[str]:
     files = f"{len(needs.sizes)}, {_gigabytes(size)} (from {needs.source})"
     if checkpoint.folder is None:
         left = len(needs.sizes) - len(needs.cached)
-        files += f"; {left} files, {_gigabytes(size - here)}, would be downloaded; the others are in the cache"
+        files += f"; {left} of them ({_gigabytes(size - here)}) would be downloaded; the others are in the cache"
     if not needs.sizes:
         files = "not shown before access is granted"
     access = "; access must be asked for at the hub first (hf auth login)" if needs.gated else ""

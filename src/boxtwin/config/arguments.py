@@ -68,6 +68,7 @@ def chosen_files(arguments: Sequence[str]) -> dict[str, str]:
 def check_options(arguments: Sequence[str], folders: Iterable[Path]) -> None:
     """Raise `InputError` for a word that gives a group of options no name, or several, which Hydra would merge.
 
+    So it does for a word that deletes a setting: every setting has a value, if only null.
     ``folders`` hold the groups, a folder each. Names that do not exist are left to Hydra; experiments may be several.
     """
     known: dict[str, list[str]] = {}

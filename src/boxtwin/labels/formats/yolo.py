@@ -198,7 +198,7 @@ def _lines(file: Path, classes: int) -> list[_Line]:
         except ValueError:
             raise InputError(f"{where}: {text!r} must be a class number and numbers (x y width height)") from None
         if not 0 <= line.label < classes:
-            raise InputError(f"{where}: class number {line.label}, but the {classes} classes have 0 to {classes - 1}")
+            raise InputError(f"{where}: class number {line.label}, but class names end at number {classes - 1}")
         lines.append(line)
     return lines
 
