@@ -17,7 +17,8 @@ from boxtwin.evaluation.matching import AREAS, match_detections
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE, save_matches
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.runs import runs_in, with_evidence
-from boxtwin.tracking.mlflow_runs import FAILURE_TAG, Store
+from boxtwin.tracking.broken_off import FAILURE_TAG
+from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.run_folders import own_folder, read_result
 
 PARAMS = {

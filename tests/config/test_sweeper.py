@@ -28,7 +28,8 @@ from boxtwin.config.compose import register
 from boxtwin.config.notes import Note, names_of, time_left
 from boxtwin.config.sweeper import end_killed, settings_key
 from boxtwin.errors import InputError
-from boxtwin.tracking.mlflow_runs import Store, ended_on_error, store_uri
+from boxtwin.tracking.broken_off import run_ended_on_error
+from boxtwin.tracking.mlflow_runs import Store, store_uri
 
 ROOT = Path(__file__).parents[2]
 Sweep = Callable[..., tuple[int, str, dict[str, int]]]
@@ -258,14 +259,14 @@ def test_a_run_that_is_stopped_does_not_stay_running(tmp_path: Path) -> None:
     uri = store_uri(None, folder)
 
     def work(end: str | None, error: BaseException) -> None:
-        with ended_on_error(uri, "s", "a"):
+        with run_ended_on_error(uri, "s", "a"):
             store = Store(uri=None, folder=folder)
             run = store.begin_run(study="s", name="a", identity="a", params={}, tags={})
             if end is not None:
                 store.end(run.run_id, end, "disk full")
             raise error
 
-    with pytest.raises(KeyboardInterrupt), ended_on_error(uri, "s", "a"):
+    with pytest.raises(KeyboardInterrupt), run_ended_on_error(uri, "s", "a"):
         raise KeyboardInterrupt
     assert not folder.exists()
     for end, error, state in [(None, KeyboardInterrupt(), "KILLED"), ("FAILED", RuntimeError(), "FAILED")]:
@@ -286,6 +287,6 @@ def test_a_server_that_is_away_is_asked_no_more(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(requests.Session, "send", counted)
     uri = "http://127.0.0.1:9"
-    with pytest.raises(InputError, match="does not answer"), ended_on_error(uri, "s", "a"):
+    with pytest.raises(InputError, match="does not answer"), run_ended_on_error(uri, "s", "a"):
         Store(uri=uri, folder=tmp_path)
     assert len(questions) == 1

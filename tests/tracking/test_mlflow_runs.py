@@ -24,6 +24,7 @@ from mlflow.server import security_utils
 
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import metric_names
+from boxtwin.tracking.broken_off import FAILURE_TAG
 from boxtwin.tracking.mlflow_runs import Condition, Store, store_uri
 from boxtwin.tracking.mlflow_view import address, note, save_view
 
@@ -178,32 +179,41 @@ def test_conditions_are_brought_up_to_date_in_place_and_are_no_runs(store: Store
     assert third.data.metrics == {"seeds": 1, "map": 0.4}
 
 
-@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize(
+    ("killed", "error", "status"),
+    [
+        (True, KeyboardInterrupt, "RUNNING"),
+        (False, KeyboardInterrupt, "KILLED"),
+        (False, OSError, "FAILED"),
+    ],
+)
 def test_a_condition_that_was_broken_off_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool, error: type[BaseException], status: str
 ) -> None:
     store = Store(uri=None, folder=tmp_path)
     written = condition("x2", seeds=2.0, map=0.5)
 
     def broken_off(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise error
 
     with monkeypatch.context() as patched:
-        for call in ("log_batch", "set_terminated")[: 1 + killed]:
+        for call in ("log_batch", "set_tag", "set_terminated")[: 3 if killed else 1]:
             patched.setattr(store.client, call, broken_off)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(error):
             store.write_conditions("s", [written])
 
     def there() -> Run:
         (run,) = store.client.search_runs([store.experiment("s")], "tags.`boxtwin.kind` = 'condition'")
         return run
 
-    assert there().info.status == ("RUNNING" if killed else "KILLED")
+    assert there().info.status == status
+    assert (FAILURE_TAG in there().data.tags) is not killed
     store.write_conditions("s", [written])
     run = there()
     assert run.data.params == {"split": "s1", "variations": "2"}
     assert run.data.metrics == {"seeds": 2, "map": 0.5}
     assert run.info.status == "FINISHED"
+    assert FAILURE_TAG not in run.data.tags
 
 
 def test_the_variable_of_mlflow_is_not_ignored_in_silence(

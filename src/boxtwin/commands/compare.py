@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from boxtwin.command_line import setting
 from boxtwin.config.compose import load_yaml
 from boxtwin.config.schema import TrackingConfig
-from boxtwin.errors import InputError, unanswered
+from boxtwin.errors import InputError
 from boxtwin.files import check_name, check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
@@ -121,6 +121,7 @@ def _compare_stored(config: DictConfig) -> Path:
     name = find_study(config.study, config.tracking.uri, folder)
     # Imported here: MLflow takes seconds, and runs in folders do without.
     from boxtwin.commands.stored_runs import bring_back, collect_runs, conditions, copies_of
+    from boxtwin.tracking.broken_off import ended_on_error
     from boxtwin.tracking.mlflow_runs import Store
     from boxtwin.tracking.mlflow_view import save_view
 
@@ -143,15 +144,11 @@ def _compare_stored(config: DictConfig) -> Path:
         page = _report(study, report, config)
     store.write_conditions(name, conditions(study))
     run_id = store.begin_comparison(study=name)
-    try:
+    with ended_on_error(partial(store.end, run_id), f"the comparison of study {name}"):
         kept = [report / PRIMARY_FILE] if study.primary else []
         store.log_files(run_id, [page, report / "comparison.csv", report / "curves.png", *kept])
         if not lost:
             store.tag(run_id, {PRIMARY_TAG: "true" if study.primary else "false"})
-    except BaseException as error:
-        if unanswered(error) is None:  # a server that is away is not asked again
-            store.end(run_id, "FAILED", f"{type(error).__name__}: {error}")
-        raise
     store.end(run_id, "FINISHED")
     view = save_view(store.client, store.experiment(name))
     if not config.brief:

@@ -48,7 +48,8 @@ from boxtwin.run.checks import warn_of_random_weights
 from boxtwin.run.pretraining import pretraining_metrics, pretraining_run, variations_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.synthesis.store import StoreUpdate
-from boxtwin.tracking.mlflow_runs import REUSED_TAGS, Store, ended_on_error, store_uri
+from boxtwin.tracking.broken_off import run_ended_on_error
+from boxtwin.tracking.mlflow_runs import REUSED_TAGS, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, tags
 from boxtwin.tracking.run_folders import CONFIGURATION, RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
@@ -72,7 +73,11 @@ def train_run(composed: DictConfig) -> dict[str, float]:
     waiting = f"{name}: another process is at it; waiting"
     of_all_studies = tracking / "runs" / f"{prepared.identity}.lock"
     tracked = {"study": config.study, "identity": prepared.identity, "uri": store_uri(config.tracking.uri, tracking)}
-    with exclusive_lock(folder / ".lock", waiting), exclusive_lock(of_all_studies, waiting), ended_on_error(**tracked):
+    with (
+        exclusive_lock(folder / ".lock", waiting),
+        exclusive_lock(of_all_studies, waiting),
+        run_ended_on_error(**tracked),
+    ):
         output, store = own_folder(folder, *identities), Store(uri=config.tracking.uri, folder=tracking)
         work = _RunInProgress(prepared, store, output)
         note_run(**tracked, lock=str(of_all_studies.absolute()))

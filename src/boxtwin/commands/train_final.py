@@ -34,7 +34,7 @@ from boxtwin.datasets.splits import Split, describe, folds, scenes_of
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, weights_digests, write_detector
 from boxtwin.detector.training import quieten_lightning
-from boxtwin.errors import InputError, unanswered
+from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
 from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
@@ -60,6 +60,7 @@ from boxtwin.run.pretraining import pretraining_run
 from boxtwin.run.unlabelled import label_unlabelled
 from boxtwin.studies.comparison import EXTRA_IMAGES
 from boxtwin.studies.condition_values import flatten
+from boxtwin.tracking.broken_off import ended_on_error
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
 from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, RESULT_FILE, RunResult, read_result
@@ -124,17 +125,14 @@ def train_final(composed: DictConfig) -> Path:
         # In MLflow it is no run of the study. It is running until all is there, so that another call completes it.
         name = run_name(work.seeds[0].config).rpartition("-seed")[0]  # of the split `FINAL`
         run_id = store.begin_comparison(study=found.study, kind=FINAL, name=name)
-        try:
+        what = f"the final detector of study {found.study}"
+        # Which run that is can change in the block.
+        with ended_on_error(lambda status, reason: store.end(run_id, status, reason), what):
             if composed.rerun or not made:
                 _train_all(work, found, config, output, name)
             metrics = _metrics_of(output)
             run_id = store.without_other_metrics(run_id, metrics)
             _log_result(store, run_id, output, metrics)
-        except BaseException as error:
-            if unanswered(error) is None:  # a server that is away is not asked again
-                status = "FAILED" if isinstance(error, Exception) else "KILLED"
-                store.end(run_id, status, f"{type(error).__name__}: {error}")
-            raise
         store.end(run_id, "FINISHED")
     return output
 

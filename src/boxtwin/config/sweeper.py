@@ -174,7 +174,7 @@ def end_killed(folder: Path, patience: float = 5.0) -> None:
     for note in notes_in(folder):
         if note.ended or note.run is None or note.host != platform.node():
             continue
-        from boxtwin.tracking.mlflow_runs import end_running  # late: --help and small sweeps must not wait for MLflow
+        from boxtwin.tracking.broken_off import end_running  # late: --help and small sweeps must not wait for MLflow
 
         # A server that is away must not hide why the sweep ended.
         with contextlib.suppress(Exception), FileLock(note.run["lock"], timeout=patience):

@@ -20,8 +20,9 @@ from scipy.stats import norm
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, ResampledMetrics
+from boxtwin.studies.condition_names import prefix_of
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING, Values, as_overrides, in_words
-from boxtwin.studies.conditions import Estimate, Row, paired_seeds, prefix_of
+from boxtwin.studies.conditions import Estimate, Row, paired_seeds
 from boxtwin.studies.inference import (
     LEAST_PAIRS,
     LEVEL,

@@ -16,7 +16,8 @@ from scipy import stats
 
 from boxtwin.command_line import command_line, setting
 from boxtwin.studies.comparison import Contrast
-from boxtwin.studies.conditions import CONTROLS, Row, baseline, condition_name, paired_seeds, setups
+from boxtwin.studies.condition_names import condition_name
+from boxtwin.studies.conditions import CONTROLS, Row, baseline, paired_seeds, setups
 from boxtwin.studies.dose_response import LEAST_COUNTS, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
 from boxtwin.studies.inference import LEAST_PAIRS, LEVEL

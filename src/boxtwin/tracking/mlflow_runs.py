@@ -3,8 +3,6 @@
 Processes that open a missing sqlite store, or create the same experiment or run, at the same time break it; so these
 happen under one file lock beside the store. A process that is killed while MLflow creates its tables leaves a file that
 MLflow can neither use nor finish; so they are created under another name.
-
-A process can be stopped before it learns the id of its run, so its run is ended by study and identity.
 """
 
 from __future__ import annotations
@@ -19,10 +17,9 @@ import sqlite3
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -35,8 +32,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from boxtwin.command_line import command_line
 from boxtwin.errors import InputError, unanswered
 from boxtwin.files import atomic_path, remove_leftovers, write_error
+from boxtwin.tracking.broken_off import FAILURE_TAG, MOST_CHARACTERS, ended_on_error
 from boxtwin.tracking.mlflow_addresses import ARTIFACTS, update_addresses
-from boxtwin.tracking.study_names import DATABASE, IDENTITY_TAG
+from boxtwin.tracking.study_names import DATABASE, IDENTITY_TAG, SQLITE
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +44,8 @@ REUSED_TAGS = (REUSED_TAG, "boxtwin.taken_over_from")  # the second in stores of
 # A filter of MLflow for runs that train, of any version: conditions and comparisons have no identity.
 TRAINING_RUNS = f"tags.`{IDENTITY_TAG}` LIKE '%'"
 CONDITION_TAG = "boxtwin.condition"  # distinguishes the conditions of a study
-FAILURE_TAG = "boxtwin.failure"  # why a run has not finished
-SQLITE = "sqlite:///"  # how the address of such a file begins
 ALLOWED_HOSTS = "mlflow server --allowed-hosts 'HOST:*,localhost:*'"  # by default it answers to addresses alone
 MOST_METRICS = 1000  # of one call: MLflow's limit
-MOST_CHARACTERS = 5000  # of the reason of a failure: MLflow's limit for tags
 
 
 def _tagged(tag: str, value: str | None) -> str:
@@ -267,17 +262,14 @@ class Store:
                     tags = {KIND_TAG: "condition", CONDITION_TAG: condition.key}
                     existing = self.client.create_run(experiment_id, run_name=condition.name, tags=tags)
                 logged = existing.data  # all but what a killed call had still to log
-                try:
+                run_id = str(existing.info.run_id)
+                with ended_on_error(partial(self.end, run_id), f"condition {condition.name}"):
                     params = [Param(k, str(v)) for k, v in condition.params.items() if k not in logged.params]
-                    self.client.log_batch(existing.info.run_id, params=params)
-                    self.tag(existing.info.run_id, condition.tags)
+                    self.client.log_batch(run_id, params=params)
+                    self.tag(run_id, condition.tags)
                     changed = {name: value for name, value in finite.items() if logged.metrics.get(name) != value}
-                    self.log_metrics(existing.info.run_id, changed)
-                except BaseException as error:
-                    if unanswered(error) is None:  # a server that is away is not asked again
-                        self.client.set_terminated(existing.info.run_id, "KILLED")
-                    raise
-                self.client.set_terminated(existing.info.run_id, "FINISHED")
+                    self.log_metrics(run_id, changed)
+                self.end(run_id, "FINISHED")
             for outdated in (run for runs in earlier.values() for run in runs):
                 self.client.delete_run(outdated.info.run_id)
 
@@ -364,37 +356,3 @@ class Store:
         """The MLflow runs of a study's runs, whatever their state."""
         experiment = self.client.get_experiment_by_name(study)
         return [] if experiment is None else self._search([experiment.experiment_id], TRAINING_RUNS)
-
-
-def end_running(uri: str, study: str, identity: str, status: str = "KILLED", reason: str = "killed") -> None:
-    """End what MLflow shows as running of a run, in the store at ``uri``; the caller holds the run's lock."""
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        return  # MLflow would make a file
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(study)
-    if experiment is None:
-        return
-    search = f"{_tagged(IDENTITY_TAG, identity)} and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment.experiment_id], search):
-        client.set_tag(run.info.run_id, FAILURE_TAG, reason[:MOST_CHARACTERS])
-        client.set_terminated(run.info.run_id, status)
-
-
-@contextmanager
-def ended_on_error(uri: str, study: str, identity: str) -> Iterator[None]:
-    """End the run that the block begins as FAILED if it raises, or as KILLED if it is stopped.
-
-    A tracking server that is known to be away is not asked again: MLflow would repeat the request for minutes.
-    """
-    try:
-        yield
-    except BaseException as error:
-        failure = ("FAILED", f"{type(error).__name__}: {error}")
-        status, reason = failure if isinstance(error, Exception) else ("KILLED", "stopped")
-        if unanswered(error) is None:
-            try:
-                end_running(uri, study, identity, status, reason)
-            except Exception as refused:  # it must not hide the first error
-                line = str(refused).partition("\n")[0]
-                log.warning("MLflow did not record that a run of study %s is %s: %s", study, status, line)
-        raise

@@ -18,6 +18,7 @@ STUDIES = Path("multirun")  # folder of the studies' folders, whose folders are 
 SHOWN = 3  # studies in an error
 MAKE_SOME = "make some: python train.py -m split=s1,s2 variations=0,2,10"
 DATABASE = "mlflow.db"  # in the store's folder
+SQLITE = "sqlite:///"  # how the address of such a file begins
 IDENTITY_TAG = "boxtwin.identity"  # of runs that train, and of no others
 _STUDIES = """
     select experiments.name from experiments join runs using (experiment_id) join tags using (run_uuid)

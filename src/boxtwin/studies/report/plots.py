@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import Contrast
-from boxtwin.studies.conditions import Estimate, Row, baseline, condition_name
+from boxtwin.studies.condition_names import condition_name
+from boxtwin.studies.conditions import Estimate, Row, baseline
 from boxtwin.studies.dose_response import Curve
 from boxtwin.studies.equivalence import PLAIN, Exchange
 from boxtwin.studies.inference import LEAST_BARS, LEAST_PAIRS

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
+from boxtwin.studies.condition_names import condition_name, prefix_of
 from boxtwin.studies.condition_values import DEVICE, PRETRAINING
-from boxtwin.studies.conditions import Row, condition_name, prefix_of, setups
+from boxtwin.studies.conditions import Row, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
 from boxtwin.studies.equivalence import (

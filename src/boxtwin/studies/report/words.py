@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxtwin.evaluation.pages import templates
-from boxtwin.studies.conditions import condition_name
+from boxtwin.studies.condition_names import condition_name
 from boxtwin.studies.dose_response import MARGINS
 from boxtwin.studies.inference import LEAST_BARS, LEAST_PAIRS, LEVEL
 from boxtwin.studies.suspects import APPLIED_FROM
