@@ -29,6 +29,7 @@ from boxtwin.files import (
     check_target,
     exclusive_lock,
     link_file,
+    lock_beside,
     remove_leftovers,
     write_bytes_atomically,
     write_error,
@@ -224,6 +225,23 @@ def test_a_process_that_waits_for_a_lock_says_so(tmp_path: Path, caplog: pytest.
         with caplog.at_level("INFO"), exclusive_lock(lock, "another process is at it; waiting"):
             assert process.wait(10) == 0
     assert "another process is at it; waiting" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["report", "."])
+def test_what_killed_writers_of_a_folder_left_is_removed_under_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "work" / "report").mkdir(parents=True)
+    written = tmp_path / "work" / name
+    monkeypatch.chdir(written)
+    folder = Path(name) if name == "." else written
+    for path in ("work/.report.9.part", ".work.9.part", "work/.other.9.part"):
+        (tmp_path / path).mkdir()
+    with lock_beside(folder, "writes"):
+        name = written.resolve().name
+        assert (written.resolve().parent / f".{name}.lock").exists()
+        left = {path.name for path in tmp_path.rglob(".*.part")}
+    assert left == {".report.9.part", ".work.9.part", ".other.9.part"} - {f".{name}.9.part"}
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which no file can be made")

@@ -192,6 +192,18 @@ def exclusive_lock(file: Path, waiting: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lock_beside(folder: Path, work: str) -> Iterator[None]:
+    """Hold the lock of a folder that is written as a whole, ``.NAME.lock`` beside it; remove what killed writers left.
+
+    If another process holds it, ``another process WORK FOLDER; waiting`` is logged.
+    """
+    target = folder.absolute()  # "." has no name
+    with exclusive_lock(target.with_name(f".{target.name}.lock"), f"another process {work} {folder}; waiting"):
+        remove_leftovers(target.parent, target.name)
+        yield
+
+
 def check_target(folder: Path, setting: str) -> None:
     """Raise `InputError` if no folder can be made at ``folder``, the value of ``setting``: a file is there or above."""
     for place in (folder.absolute(), *folder.absolute().parents):

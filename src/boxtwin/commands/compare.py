@@ -17,7 +17,7 @@ from boxtwin.command_line import setting
 from boxtwin.config.compose import load_yaml
 from boxtwin.config.schema import TrackingConfig
 from boxtwin.errors import InputError
-from boxtwin.files import check_name, check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
+from boxtwin.files import check_name, check_target, lock_beside, remove_leftovers, write_bytes_atomically
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.studies.archive import runs_folder
 from boxtwin.studies.next_runs import plan
@@ -204,8 +204,7 @@ def _report(study: Study, folder: Path, config: DictConfig) -> Path:
     summary = Summary.of(study, candidates)
     store = of_store(config.tracking) if config.runs is None else []
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder.absolute().parent / f".{folder.name}.lock"
-    with exclusive_lock(lock, f"another process writes the report {folder}; waiting for it"):
+    with lock_beside(folder, "writes the report"):
         for name in REPORT_FILES:
             remove_leftovers(folder, name)
         page = write_report(study, summary, folder, others, store)

@@ -42,7 +42,7 @@ from boxtwin.datasets.image_io import encode
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.evaluation.overlays import shrunk
-from boxtwin.files import atomic_path, check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
+from boxtwin.files import atomic_path, check_target, lock_beside, write_bytes_atomically
 from boxtwin.labels.formats import write_labels
 from boxtwin.labels.store_images import read_store
 
@@ -98,9 +98,8 @@ def count_images(composed: DictConfig) -> Path:
     learnt = learnt_images(files, spec.how_to_read)
 
     started = time.perf_counter()
-    with exclusive_lock(folder.parent / f".{folder.name}.lock", f"another process writes {folder}; waiting for it"):
+    with lock_beside(folder, "writes"):
         _check_folder(folder)  # again: others may have written there since
-        remove_leftovers(folder.parent, folder.name)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             work = _count_all(images, counter, annotated, learnt, temporary, pictures=config.pictures)

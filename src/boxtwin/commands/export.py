@@ -20,7 +20,7 @@ from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector
 from boxtwin.detector.darknet import darknet_cfg, write_darknet
 from boxtwin.detector.onnx_export import require_packages, write_onnx
 from boxtwin.errors import InputError
-from boxtwin.files import check_target, exclusive_lock, remove_leftovers, write_bytes_atomically
+from boxtwin.files import check_target, lock_beside, remove_leftovers, write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ def export_detector(composed: DictConfig) -> list[Path]:
 def _unfinished(to: Path) -> Iterator[Path]:
     """A folder in ``to`` for unfinished files, removed at the end: files can be moved whole from there."""
     to.mkdir(parents=True, exist_ok=True)
-    lock = to.absolute().parent / f".{to.absolute().name}.lock"
-    with exclusive_lock(lock, f"another process exports to {to}; waiting for it"):
+    with lock_beside(to, "exports to"):
         remove_leftovers(to, "export")
         with tempfile.TemporaryDirectory(prefix=f".export.{os.getpid()}.part", dir=to) as temporary:
             yield Path(temporary)

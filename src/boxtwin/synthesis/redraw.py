@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from boxtwin.datasets.image_io import read_image, write_png
 from boxtwin.datasets.sample import Sample
-from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
+from boxtwin.files import atomic_path, lock_beside, write_bytes_atomically
 from boxtwin.synthesis.ddpm.base import Canvas
 from boxtwin.synthesis.ddpm.whole_image import PixelDDPM
 from boxtwin.synthesis.generator import Json, hash_of
@@ -62,9 +62,8 @@ class Redrawing:
         ``root``, and ``models`` is the folder of what generators have learnt.
         """
         folder = root.with_name(f"{root.name}-{self.key}")
-        with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"another process is making {folder}; waiting"):
+        with lock_beside(folder, "is making"):
             if not folder.exists():
-                remove_leftovers(folder.parent, folder.name)
                 simulate()
                 if self.model:
                     self.model.fit(self.training, models)

@@ -30,7 +30,7 @@ from boxtwin.datasets.simulated_sar import layout, physics
 from boxtwin.datasets.simulated_sar.layout import Berths, Ship, ShipSizes, Shore, Window
 from boxtwin.datasets.simulated_sar.physics import Scatterers, Sensor
 from boxtwin.errors import InputError
-from boxtwin.files import atomic_path, exclusive_lock, remove_leftovers, write_bytes_atomically
+from boxtwin.files import atomic_path, lock_beside, write_bytes_atomically
 
 SIMULATION = 2  # raised whenever the same parameters give other pixels or boxes
 MIN_IMAGE_SIZE = 64  # smaller chips cannot hold the ships
@@ -78,10 +78,9 @@ def build(root: Path, *, images: int, image_size: int, chips_per_scene: int, see
     parameters: dict[str, Any] = {"simulation": SIMULATION, **chosen}
     if fit is not None:
         parameters["fit"] = json.loads(json.dumps(asdict(fit)))  # as it is read back
-    with exclusive_lock(root.parent / f".{root.name}.lock", f"another process is building {root}; waiting for it"):
+    with lock_beside(root, "is building"):
         if _is_finished(root, parameters):
             return root
-        remove_leftovers(root.parent, root.name)
         with atomic_path(root) as partial:
             _write(partial, parameters, fit)
     return root
