@@ -99,7 +99,7 @@ def install(clocks: Clocks) -> None:
     from boxtwin.evaluation import overlays, plots, tested
     from boxtwin.tracking.mlflow_runs import Store
 
-    clocks.runs_of(train, "run_cell")
+    clocks.runs_of(train, "train_run")
     clocks.around(train, "prepare", "data and split, checked")
     clocks.around(scenes, "build", "embedded data set")
     clocks.around(train, "make_data", "datamodule")
@@ -113,7 +113,7 @@ def install(clocks: Clocks) -> None:
     clocks.around(overlays, "side_by_side", "pictures")
     for name in ("precision_recall_curve", "count_scatter"):
         clocks.around(plots, name, "pictures")
-    for name in ("__init__", "begin_cell", "log_data", "log_files", "log_metrics", "end"):
+    for name in ("__init__", "begin_run", "log_data", "log_files", "log_metrics", "end"):
         clocks.around(Store, name, "MLflow")
 
     def begin(self: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG001

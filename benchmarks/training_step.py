@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from boxtwin.commands.train import RunLogger
 from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import fit
+from boxtwin.hardware import torch_device
 from boxtwin.mixing.datamodule import Batch
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, make_data, make_detector
@@ -30,7 +31,7 @@ from boxtwin.tracking.mlflow_runs import Store
 def bare_step(prepared: Prepared, module: DetectorModule, batch: Batch) -> Callable[[], None]:
     """Forward, loss, backward and fused AdamW on a batch in memory, and nothing else."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-    device = "cuda" if prepared.accelerator in ("cuda", "gpu") else "cpu"
+    device = torch_device(prepared.accelerator)
     module.to(device).train()
     batch = module.transfer_batch_to_device(batch, torch.device(device), 0)
 

@@ -41,3 +41,17 @@ def test_wrong_labels_are_made_of_read_samples(make_coco: MakeCoco, monkeypatch:
     objects = sum(len(sample.object_boxes) for sample in samples)
     assert sum(len(sample.boxes) for sample in changed) == objects - round(0.3 * objects)
     assert len(errors) == round(0.6 * objects)
+
+
+def test_the_clocks_of_a_run_find_what_they_time(tmp_path: Path) -> None:
+    """In a process of its own: clocks stay around what they time."""
+    code = (
+        "import runpy, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "loaded = runpy.run_path(sys.argv[1] + '/run_overhead.py', run_name='loaded')\n"
+        "loaded['install'](loaded['Clocks']())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(BENCHMARKS)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
-from boxtwin.command_line import command_line, words_of
+from boxtwin.command_line import command_line, typed_values, words_of
 from boxtwin.config.arguments import chosen_files, hide_password, quote_numbers
 from boxtwin.errors import InputError
 
@@ -66,6 +66,12 @@ def test_a_shell_gives_back_what_was_typed() -> None:
 )
 def test_records_of_older_versions_are_read(text: str, words: list[str]) -> None:
     assert words_of(text) == words
+
+
+def test_of_a_setting_typed_twice_the_last_counts() -> None:
+    """As Hydra composes it."""
+    words = ["-m", "seed=0", "+study='a b'", "seed=1", "~split.file", 'dataset.root="x=y"']
+    assert typed_values(words) == {"seed": "1", "study": "a b", "dataset.root": "x=y"}
 
 
 def test_no_absolute_path_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from boxtwin.hardware import batch_threads, peak_memory
+from boxtwin.hardware import batch_threads, peak_memory, torch_device
 
 # Twelve times the same 48 MB, used and freed; how often the system had to give a page.
 PROGRAM = """
@@ -44,6 +45,12 @@ def test_threads_of_batches(monkeypatch: pytest.MonkeyPatch, cores: int, process
     assert batch_threads("cpu", processes) == 1
     monkeypatch.setattr("boxtwin.hardware.on_gpu", lambda accelerator: accelerator == "cuda")
     assert batch_threads("cuda", processes) == threads
+
+
+@pytest.mark.parametrize(("has_cuda", "device"), [(True, "cuda"), (False, "mps")])
+def test_the_device_of_each_accelerator(monkeypatch: pytest.MonkeyPatch, has_cuda: bool, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    assert [torch_device(name) for name in ("cpu", "cuda", "mps", "gpu")] == ["cpu", "cuda", "mps", device]
 
 
 def test_the_peak_of_the_process_grows_by_what_it_takes() -> None:

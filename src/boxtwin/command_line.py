@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from boxtwin.errors import InputError
@@ -52,6 +52,12 @@ def quote_variations(word: str, options: Container[str] = ()) -> str:
             )
         choices += numbers or [choice]
     return f"{match['key']}=" + ",".join(f"'{choice}'" for choice in choices)
+
+
+def typed_values(words: Iterable[str]) -> dict[str, str]:
+    """The settings among typed words, without quotes; of one that was typed twice the last value, as Hydra takes it."""
+    parts = (word.lstrip("+").partition("=") for word in words)
+    return {key: value.strip("'\"") for key, equals, value in parts if equals}
 
 
 def quote_path(word: str, settings: Container[str]) -> str:

@@ -80,6 +80,13 @@ def has_accelerator(accelerator: str) -> bool:
     )
 
 
+def torch_device(accelerator: str) -> str:
+    """PyTorch's name of the device that Lightning computes on with one of the `ACCELERATORS`, except "auto"."""
+    if accelerator == "gpu":
+        return "cuda" if torch.cuda.is_available() else "mps"
+    return accelerator
+
+
 def batch_threads(accelerator: str, processes: int) -> int:
     """How many threads of a training make batches, with so many ``processes`` of trainings on this machine.
 

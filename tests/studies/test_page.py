@@ -24,7 +24,7 @@ from boxtwin.lettering import class_colour
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.evidence import Evidence
 from boxtwin.studies.next_runs import plan
-from boxtwin.studies.report.gallery import galleries, nearly_empty
+from boxtwin.studies.report.gallery import galleries, nearly_empty, store_cards
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import Drawing
 from boxtwin.studies.report.sections import Section
@@ -253,12 +253,12 @@ def test_a_store_that_is_nearly_empty_is_noted(study: list[StudyRun], kept: dict
         (Path(run.output_dir) / "label_card.json").write_text(json.dumps(content | kept))
     kept_of = {run.run_id: Evidence.load(Path(run.output_dir)) for run in study}
     of_study = Study.of(study, {run: evidence for run, evidence in kept_of.items() if evidence is not None})
-    assert nearly_empty(of_study) == ([("repeat-0123456789ab, for s2", 0, 9)] if is_noted else [])
+    assert nearly_empty(store_cards(of_study)) == ([("repeat-0123456789ab, for s2", 0, 9)] if is_noted else [])
     said = [note for note in Summary.of(of_study).notes if "repeat-0123456789ab" in note]
     assert len(said) == is_noted
     for run in study[2:]:
         (Path(run.output_dir) / "label_card.json").write_text("{}")
-    assert nearly_empty(of_study) == []
+    assert nearly_empty(store_cards(of_study)) == []
 
 
 def test_costs_are_those_of_the_store_once_and_of_a_run(

@@ -103,9 +103,9 @@ def kept_split(path: Path) -> Path | None:
 
 def with_study(run: StudyRun) -> str:
     """What was typed for a run, with its study, which it shares with no other where several are compared."""
-    words = shlex.split(run.overrides)
-    is_named = not words or any(word.startswith("study=") for word in words)
-    return run.overrides if is_named else shlex.join([*words, setting("study", run.study)])
+    if not run.overrides or run.typed("study") is not None:
+        return run.overrides
+    return shlex.join([*shlex.split(run.overrides), setting("study", run.study)])
 
 
 def with_split(overrides: str, split: Path | None) -> str:

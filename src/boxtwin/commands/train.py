@@ -38,7 +38,7 @@ from boxtwin.evaluation.examples import EXAMPLES_FILE
 from boxtwin.evaluation.resampled_ap import MATCHES_FILE
 from boxtwin.evaluation.tested import PICTURES, Evaluation, run_test
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_bytes_atomically
-from boxtwin.hardware import use_threads
+from boxtwin.hardware import torch_device, use_threads
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import Plan, make_plan
 from boxtwin.quality.card import metrics_of
@@ -230,7 +230,7 @@ class _RunInProgress:
         evaluating = time.perf_counter()
         started -= max(trained.seconds - (evaluating - training), 0.0)  # of attempts that were stopped
         # In float32: a metric must not depend on what the machine computes in.
-        device = "cuda" if prepared.accelerator == "gpu" else prepared.accelerator
+        device = torch_device(prepared.accelerator)
 
         def detect(samples: Sequence[Sample], chosen: Thresholds | None) -> dict[int, Detections]:
             pixels = ((sample.image_id, prepared.images.read(sample)) for sample in samples)

@@ -40,7 +40,7 @@ from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections, outside_crowds
 from boxtwin.files import exclusive_lock, remove_leftovers, write_bytes_atomically
-from boxtwin.hardware import use_threads
+from boxtwin.hardware import torch_device, use_threads
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import (
@@ -299,9 +299,8 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
     detections: dict[int, Detections] = {}
     for each in work.folds:
         detector = read_detector(trained_file(each, f"final {each.split.name}", _train))
-        device = "cuda" if each.accelerator == "gpu" else each.accelerator
         pixels = ((sample.image_id, each.images.read(sample)) for sample in each.split.test)
-        detections |= detector.module.detect_all(pixels, device)
+        detections |= detector.module.detect_all(pixels, torch_device(each.accelerator))
     dataset = work.seeds[0].dataset
     counted_in = outside_crowds(images, detections)
     thresholds = choose_thresholds(images, counted_in, len(dataset.classes))

@@ -21,7 +21,7 @@ from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, best_threshold, choose_thresholds
 from boxtwin.evaluation.matching import match_detections, outside_crowds
 from boxtwin.files import exclusive_lock, link_file
-from boxtwin.hardware import on_gpu
+from boxtwin.hardware import torch_device
 from boxtwin.labels.card import tally, write_card
 from boxtwin.labels.ensemble import Member, new_object_threshold
 from boxtwin.labels.method import Judge
@@ -178,7 +178,7 @@ def on_device(prepared: Prepared, trained: TrainedDetector) -> Callable[[Pixels]
 
     An image of another size than those of the data set is shown at their scale; see `relative_size`.
     """
-    trained.module.to("cuda" if on_gpu(prepared.accelerator) else "cpu")
+    trained.module.to(torch_device(prepared.accelerator))
     spec, sides = trained.spec, range_of_sides(prepared.dataset.samples, prepared.dataset.samples)
 
     def detect(pixels: Pixels) -> Detections:

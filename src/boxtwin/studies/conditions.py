@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from boxtwin.command_line import typed_values
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.errors import InputError
 from boxtwin.studies.condition_names import REAL_IMAGES, condition_name, names_of, prefix_of, varied_values
@@ -225,7 +226,7 @@ def _with_pretraining(values: Sequence[Values]) -> list[Values]:
 
 def _in_old_form(run: StudyRun) -> dict[str, str]:
     """What runs of every version record of their condition: names, hashes, and what was typed for what is mixed in."""
-    typed = dict(word.lstrip("+").split("=", 1) for word in shlex.split(run.overrides) if "=" in word)
+    typed = typed_values(shlex.split(run.overrides))
     values = {
         "dataset.name": run.dataset,
         "split.name": run.split,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
 
-from boxtwin.command_line import words_of
+from boxtwin.command_line import typed_values, words_of
 from boxtwin.config.identity import WITHOUT, current_name
 from boxtwin.errors import InputError
 from boxtwin.evaluation.examples import EXAMPLES_FILE
@@ -88,8 +88,7 @@ class StudyRun:
 
     def typed(self, key: str) -> str | None:
         """The value of a setting on the command line; None where it was not typed."""
-        words = (word.lstrip("+").partition("=") for word in shlex.split(self.overrides))
-        return next((value.strip("'\"") for name, _, value in words if name == key), None)
+        return typed_values(shlex.split(self.overrides)).get(key)
 
     def _typed_name(self, key: str) -> str:
         """The last part of the path that was typed for a setting; empty for none."""

@@ -199,10 +199,10 @@ def store_cards(study: Study) -> list[StoreCards]:
     return stores
 
 
-def nearly_empty(study: Study) -> list[tuple[str, int, int]]:
+def nearly_empty(stores: Sequence[StoreCards]) -> list[tuple[str, int, int]]:
     """Stores whose variations have hardly any boxes: name, boxes that are left, and objects of their sources."""
     found = []
-    for store in store_cards(study):
+    for store in stores:
         for content in (card.content for card in store.cards if card.kind == LABEL_CARD):
             kept, dropped, added = (content.get(name, 0) for name in ("kept", "dropped", "added"))
             left = kept + content.get("shifted", 0) + added

@@ -16,7 +16,7 @@ from boxtwin.files import write_bytes_atomically
 from boxtwin.studies.comparison import EXTRA_IMAGES, against_none
 from boxtwin.studies.primary import PRIMARY_FILE
 from boxtwin.studies.relabelled import Relabelled
-from boxtwin.studies.report.gallery import galleries, store_cards
+from boxtwin.studies.report.gallery import galleries
 from boxtwin.studies.report.plots import CURVES, curve_plot, lines_of, plot_curves
 from boxtwin.studies.report.sections import WORTH, Section, is_pretrained, is_treated
 from boxtwin.studies.report.summary import Summary
@@ -76,7 +76,7 @@ def write_report(
         slice_resamples=RESAMPLES,
         counts=count_errors(rows, study.evidence),
         galleries=galleries(study),
-        stores=store_cards(study),
+        stores=summary.stores,
         jpeg_uri=_jpeg,
         svg_uri=lambda svg: data_uri("svg+xml", svg.encode()),
         runs=sorted(runs, key=lambda run: (run.name, run.run_id)),
@@ -115,17 +115,11 @@ def command_of(run: StudyRun) -> tuple[str, bool]:
 def _commands(runs: Sequence[StudyRun], store: Sequence[str] = ()) -> list[tuple[str, bool]]:
     """What makes the finished runs and the page again."""
     finished = sorted((run for run in runs if run.status == FINISHED), key=lambda run: (run.name, run.run_id))
-    studies = sorted({_typed_study(run) for run in finished})
+    studies = sorted({run.typed("study") or run.study for run in finished})  # of several, where they are compared
     together = setting("runs", [f"multirun/{study}" for study in studies])
     chosen = [setting("study", studies[0]), *store] if len(studies) == 1 else [together]
     compared = [(command_line("compare.py", chosen), True)]
     return [*(command_of(run) for run in finished), *(compared if studies else [])]
-
-
-def _typed_study(run: StudyRun) -> str:
-    """The study that the command of a run makes: runs of several may be compared."""
-    typed = [word.partition("=")[2].strip("'\"") for word in shlex.split(run.overrides) if word.startswith("study=")]
-    return typed[-1] if typed else run.study
 
 
 def _jpeg(path: Path) -> str:

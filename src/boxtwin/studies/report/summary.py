@@ -14,7 +14,7 @@ from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_val
 from boxtwin.studies.next_runs import Candidate
 from boxtwin.studies.primary import find_rows
 from boxtwin.studies.relabelled import Relabelled
-from boxtwin.studies.report.gallery import nearly_empty
+from boxtwin.studies.report.gallery import StoreCards, nearly_empty, store_cards
 from boxtwin.studies.report.sections import Section, sections, shows_a_gain
 from boxtwin.studies.report.tables import candidates_table, class_text, relabelled_text, text_table
 from boxtwin.studies.report.words import paragraphs, sentence
@@ -37,18 +37,20 @@ class Summary:
     comparisons: list[str]
     notes: list[str]
     sections: list[Section]
+    stores: Sequence[StoreCards]
     candidates: Sequence[Candidate] | None = None
 
     @classmethod
     def of(cls, study: Study, candidates: Sequence[Candidate] | None = None) -> Summary:
         """Put a study into words."""
-        primary = primary_answer(study) if study.primary else []
+        primary, stores = primary_answer(study) if study.primary else [], store_cards(study)
         return cls(
             primary or in_short(study.rows, study.contrasts),
             primary or answer(study.rows, study.contrasts),
             verdict(study.rows, study.contrasts),
-            notes(study.runs, study.rows, primary=bool(study.primary), empty=nearly_empty(study)),
+            notes(study.runs, study.rows, primary=bool(study.primary), empty=nearly_empty(stores)),
             sections(study, candidates),
+            stores,
             candidates,
         )
 
