@@ -1,1 +1,1 @@
-"""What the root scripts do: one module for each script, of the same name."""
+"""What the root scripts do: a module for each script, of its name, and modules for their parts."""

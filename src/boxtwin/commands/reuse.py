@@ -20,7 +20,7 @@ from boxtwin.evaluation.resampled_ap import MATCHES_FILE, load_matches
 from boxtwin.files import link_file
 from boxtwin.tracking.mlflow_runs import REUSED_TAG, Store
 from boxtwin.tracking.provenance import code_tags
-from boxtwin.tracking.run_folders import CONFIGURATION, RESULT_FILE, find_folder, read_result
+from boxtwin.tracking.run_folders import CONFIGURATION, RESULT_FILE, SPLIT_FILE, find_folder, read_result
 from boxtwin.tracking.study_names import IDENTITY_TAG
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Files of a run that MLflow has too.
 KEPT = (
     *(RESULT_FILE, DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE, MATCHES_FILE, EXAMPLES_FILE),
-    *("split.json", CONFIGURATION),
+    *(SPLIT_FILE, CONFIGURATION),
     *("overlays.png", "precision_recall.png", "counts.png"),
 )
 NEEDED = (RESULT_FILE, DETECTIONS_FILE, MATCHES_FILE)  # without which a run's metrics cannot be had again

@@ -52,7 +52,15 @@ from boxtwin.tracking.broken_off import run_ended_on_error
 from boxtwin.tracking.mlflow_runs import REUSED_TAGS, Store, store_uri
 from boxtwin.tracking.mlflow_view import NOTE_TAG, note
 from boxtwin.tracking.provenance import code_of, provenance, tags
-from boxtwin.tracking.run_folders import CONFIGURATION, RESULT_FILE, RunResult, find_folder, own_folder, recorded_path
+from boxtwin.tracking.run_folders import (
+    CONFIGURATION,
+    RESULT_FILE,
+    SPLIT_FILE,
+    RunResult,
+    find_folder,
+    own_folder,
+    recorded_path,
+)
 from boxtwin.tracking.study_names import IDENTITY_TAG
 
 log = logging.getLogger(__name__)
@@ -320,8 +328,8 @@ class _RunInProgress:
         for name, samples, source, side in inputs:
             digest = hashlib.sha256("".join(f"{sample.name}{sample.sha256}" for sample in samples).encode()).hexdigest()
             self.store.log_data(self.run_id, name=name, digest=digest, source=source, side=side, images=len(samples))
-        prepared.split.save(self.output / "split.json")
-        self.store.log_files(self.run_id, [self.output / "split.json", self.output / CONFIGURATION])
+        prepared.split.save(self.output / SPLIT_FILE)
+        self.store.log_files(self.run_id, [self.output / SPLIT_FILE, self.output / CONFIGURATION])
 
     def _write(self, metrics: dict[str, float], tested: Evaluation, validation: Sequence[tuple[int, float]]) -> None:
         """Write result.json, after all other files of the run, and log files and metrics."""

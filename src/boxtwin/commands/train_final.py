@@ -35,7 +35,7 @@ from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE, TrainedDetector, read_detector, weights_digests, write_detector
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.errors import InputError
-from boxtwin.evaluation.coco_metrics import coco_by_class, write_results
+from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, coco_by_class, write_results
 from boxtwin.evaluation.count_intervals import calibrate_folds
 from boxtwin.evaluation.counts import THRESHOLD_WITHOUT_DETECTIONS, choose_thresholds, count_by_class
 from boxtwin.evaluation.matching import match_detections, outside_crowds
@@ -63,7 +63,7 @@ from boxtwin.studies.condition_values import flatten
 from boxtwin.tracking.broken_off import ended_on_error
 from boxtwin.tracking.mlflow_runs import Store
 from boxtwin.tracking.provenance import provenance, tags
-from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, RESULT_FILE, RunResult, read_result
+from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, FOLDS_FILE, RESULT_FILE, RunResult, read_result
 
 log = logging.getLogger(__name__)
 
@@ -326,10 +326,10 @@ def _train_all(work: Work, found: Recommended, config: BoxtwinConfig, output: Pa
     metrics, by_class = coco_by_class(match_detections(images, detections, len(dataset.classes)))
     counted, _, counts = count_by_class(images, counted_in, thresholds)
     metrics = {f"out_of_fold/{name}": value for name, value in {**metrics, **counted}.items()}
-    write_results(output / "detections.json", detections, dataset.category_ids)
+    write_results(output / DETECTIONS_FILE, detections, dataset.category_ids)
     write_bytes_atomically(output / CONFIGURATION, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     folders = {each.split.name: [sample.name for sample in each.split.test] for each in work.folds}
-    write_bytes_atomically(output / "folds.json", json.dumps(folders, indent=1).encode())
+    write_bytes_atomically(output / FOLDS_FILE, json.dumps(folders, indent=1).encode())
     first, threads = work.seeds[0], config.trainer.threads
     record = provenance(first.accelerator, first.precision, threads, recipe=RECIPE_VERSION)
     result = RunResult(
@@ -388,5 +388,5 @@ def _log_result(store: Store, run_id: str, output: Path, metrics: Mapping[str, f
     named = {"boxtwin.condition_name": result.data["condition"], "boxtwin.note": NO_TEST}
     store.tag(run_id, {**tags(dict(result.provenance)), **named})
     store.log_metrics(run_id, metrics)
-    files = (RESULT_FILE, "detections.json", CONFIGURATION, "folds.json")
+    files = (RESULT_FILE, DETECTIONS_FILE, CONFIGURATION, FOLDS_FILE)
     store.log_files(run_id, [output / name for name in files])

@@ -147,8 +147,8 @@ def _read(file: Path, name: str, spec: DetectorSpec) -> list[Read]:
     if (scene := open_scene(file, spec)) is not None:
         return [Read(name, file, None, scene)]
     encoded = file.read_bytes()
-    is_tiff = encoded[:4] in tiff.MAGIC and spec.how_to_read.page is None
-    pages = tiff.count_pages(encoded, str(file)) if is_tiff else 1
+    may_have_pages = tiff.is_tiff(encoded) and spec.how_to_read.page is None
+    pages = tiff.count_pages(encoded, str(file)) if may_have_pages else 1
     if pages == 1:
         return [Read(name, file, None, read_pixels(encoded, str(file), spec))]
     return [Read(f"{name}#{page}", file, page, read_pixels(encoded, str(file), spec, page)) for page in range(pages)]

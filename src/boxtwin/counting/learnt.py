@@ -23,7 +23,7 @@ from boxtwin.datasets.inspection import ImageFile, inspect_image, signature_of
 from boxtwin.datasets.options import LABEL_SETTINGS
 from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Sample
-from boxtwin.tracking.run_folders import CONFIGURATION, FINAL
+from boxtwin.tracking.run_folders import CONFIGURATION, FINAL, FOLDS_FILE, SPLIT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +95,10 @@ def _files_of(detector: Path) -> dict[Path, tuple[str, str]]:
     try:
         settings: Any = yaml.safe_load((run / CONFIGURATION).read_text(encoding="utf-8"))["dataset"]
         if run.name == FINAL:
-            parts = json.loads((run / "folds.json").read_text(encoding="utf-8"))
+            parts = json.loads((run / FOLDS_FILE).read_text(encoding="utf-8"))
             names = {name: TRAINING for part in parts.values() for name in part}
         else:
-            (split,) = json.loads((run / "split.json").read_text(encoding="utf-8")).values()
+            (split,) = json.loads((run / SPLIT_FILE).read_text(encoding="utf-8")).values()
             names = {name: side for side, key in SIDES.items() for name in split[key]}
         # A relative folder starts from the one that holds multirun/.
         roots = [place / settings["root"] / settings["images"] for place in (Path(), run.absolute().parents[2])]

@@ -87,7 +87,7 @@ def open_scene(path: Path, spec: DetectorSpec) -> Scene | None:
     Raises OSError for a file that the usual reader refuses, `InputError` for one that windows would show otherwise, and
     where rasterio is missing.
     """
-    if not _is_tiff(path):
+    if not tiff.is_tiff(path):
         return None
     name, reading = str(path), spec.how_to_read
     if tiff.count_pages(path, name) > 1:
@@ -115,7 +115,7 @@ def places(path: Path, boxes: Sequence[Box], reading: Reading) -> list[list[tupl
     cannot be followed.
     """
     try:
-        if not _is_tiff(path):
+        if not tiff.is_tiff(path):
             return None
         from rasterio.warp import transform
 
@@ -146,11 +146,6 @@ def places(path: Path, boxes: Sequence[Box], reading: Reading) -> list[list[tupl
                 raise InputError(f"{path}: no GeoJSON, its coordinates lie outside their map")
             rings.append([(longitude, latitude) for longitude, latitude in degrees.T.tolist()])
         return rings
-
-
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in tiff.MAGIC
 
 
 def _open(path: Path) -> Any:

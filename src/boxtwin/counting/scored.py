@@ -108,9 +108,7 @@ def read_annotations(
 def _is_stack(path: Path) -> bool:
     """Whether a file holds several pages; of a damaged one `read_coco` says what is wrong."""
     try:
-        with path.open("rb") as file:
-            is_tiff = file.read(4) in tiff.MAGIC
-        return is_tiff and tiff.count_pages(path, str(path)) > 1
+        return tiff.is_tiff(path) and tiff.count_pages(path, str(path)) > 1
     except OSError:
         return False
 

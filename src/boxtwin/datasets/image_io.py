@@ -74,7 +74,7 @@ def read_header(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Heade
 
     OSError if it is no image, has more pixels than ``reading`` allows, or several pages where none is chosen.
     """
-    read = tiff.read_header if encoded[:4] in tiff.MAGIC else _header
+    read = tiff.read_header if tiff.is_tiff(encoded) else _header
     header = read(encoded, name, reading)
     if header.width * header.height > reading.max_pixels:
         size = f"{header.width} x {header.height}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -136,6 +137,11 @@ class Judgement:
     boxes: tuple[PropagatedBox, ...]
     refused: str | None = None
     minutes: float | None = None  # that a person spent on these boxes; None: not known
+
+
+# Decides about the boxes of a variation. Takes the pixels of the source and of the variation, the boxes that the
+# generator claims (xyxy, pixels) with their labels, the path of the variation in its store, and the source's crowds.
+Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], str, CrowdAreas], Judgement]
 
 
 class Detections(NamedTuple):

@@ -28,6 +28,14 @@ GREY = "three channels as grey"
 LONGEST_ZEROS = 64  # bytes; compressed data has no longer runs of zeros
 
 
+def is_tiff(content: bytes | Path) -> bool:
+    """Whether a file, or its first bytes, is of TIFF."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            content = file.read(4)
+    return content[:4] in MAGIC
+
+
 @contextmanager
 def _opened(content: bytes | Path, name: str) -> Iterator[TiffFile]:
     try:

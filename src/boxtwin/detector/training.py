@@ -74,8 +74,8 @@ def fit(
     """
     quieten_lightning()
     steps = module.steps
-    # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
     machine = f"{accelerator}, {precision}"
+    # In place and all weights in one call; Lightning's EMAWeightAveraging makes three new tensors of every weight.
     average = WeightAveraging(multi_avg_fn=partial(_average, 1 - 1 / max(EMA_SPAN * steps, 1)))
     trainer = pl.Trainer(
         default_root_dir=checkpoints,

@@ -122,7 +122,7 @@ class ResampledAP:
     def __call__(self, counts: Float[np.ndarray, "resamples images"]) -> Float[np.ndarray, "resamples thresholds"]:
         """AP at each IoU threshold, averaged over the classes that have objects; nan where none has.
 
-        ``counts`` says how often each image (in the order of ``samples``) is in each resample, in whole numbers. A
+        ``counts`` says how often each image (in the order of ``image_ids``) is in each resample, in whole numbers. A
         resample's mean over the last axis is COCO's AP, its first column AP50.
         """
         return mean_of_known(self.by_class(counts))

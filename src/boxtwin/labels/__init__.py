@@ -1,1 +1,1 @@
-"""How the labels of a source become the labels of its variations."""
+"""Labels of variations and of new images, and files of labels in the formats of other tools."""

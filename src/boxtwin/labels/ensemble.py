@@ -115,12 +115,12 @@ class Ensemble:
 
     def score(self, detections: Sequence[Detections], box: Box, label: int) -> float:
         """Mean over the members of the best score of a detection of this class on ``box``, 0 where there is none."""
-        return float(np.mean([_score(one, box, label) for one in detections]))
+        return float(np.mean([best_score(one, box, label) for one in detections]))
 
     def detects(self, detections: Sequence[Detections], box: Box, label: int) -> bool:
         """Whether enough members detect an object of this class on ``box``."""
         votes = [
-            _score(one, box, label) >= member.thresholds[label]
+            best_score(one, box, label) >= member.thresholds[label]
             for one, member in zip(detections, self.members, strict=True)
         ]
         return sum(votes) >= self.agree
@@ -148,7 +148,7 @@ def is_beside(place: Sequence[float], known: Float[np.ndarray, "n 4"]) -> bool:
     return bool(shares_inside(box, boxes).max() < PART_OF_OBJECT and iou_matrix(box[None], boxes).max() < SAME_OBJECT)
 
 
-def _score(detections: Detections, box: Box, label: int) -> float:
+def best_score(detections: Detections, box: Sequence[float] | np.ndarray, label: int, on: float = SAME_OBJECT) -> float:
+    """The best score of a detection of a class on a box (xyxy) with an overlap (IoU) of ``on``; 0 if there is none."""
     overlap = iou_matrix(np.array([box], dtype=np.float64), detections.boxes.astype(np.float64))[0]
-    on_box = (overlap >= SAME_OBJECT) & (detections.labels == label)
-    return float(detections.scores[on_box].max(initial=0.0))
+    return float(detections.scores[(overlap >= on) & (detections.labels == label)].max(initial=0.0))

@@ -16,7 +16,7 @@ from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
-from boxtwin.files import atomic_path, exclusive_lock, write_bytes_atomically
+from boxtwin.files import atomic_path, lock_beside, write_bytes_atomically
 from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
 from boxtwin.labels.formats import format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
@@ -177,9 +177,8 @@ def new_version(content: dict[str, Any], folder: Path) -> tuple[Path, bool]:
     A version that is there with the same content is not written again.
     """
     encoded = json.dumps(content, indent=1).encode()
-    number, absolute = 1, folder.absolute()
-    lock = absolute.with_name(f".{absolute.name}.lock")
-    with exclusive_lock(lock, f"another process writes labels into {folder}; waiting for it"):
+    number = 1
+    with lock_beside(folder, "writes labels into"):
         while (file := folder / f"labels-{number}.json").exists():
             if file.read_bytes() == encoded:
                 return file, False

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Float, Int
-
-from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import CrowdAreas, Dataset, Judgement
+from boxtwin.datasets.sample import Dataset, Judge
 from boxtwin.labels.ensemble import Member
 from boxtwin.labels.options import LabelOptions
-
-# Decides about the boxes of a variation. Takes the pixels of the source and of the variation, the boxes that the
-# generator claims (xyxy, pixels) with their labels, the path of the variation in its store, and the source's crowds.
-Judge = Callable[[Pixels, Pixels, Float[np.ndarray, "n 4"], Int[np.ndarray, " n"], str, CrowdAreas], Judgement]
 
 
 class Variations(NamedTuple):

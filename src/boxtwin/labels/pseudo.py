@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import CrowdAreas, Judgement, PropagatedBox
+from boxtwin.datasets.sample import CrowdAreas, Judge, Judgement, PropagatedBox
 from boxtwin.errors import InputError
 from boxtwin.labels.box_evidence import channels, strongest_contrast
 from boxtwin.labels.ensemble import AGREED_OVERLAP, Ensemble, Member
-from boxtwin.labels.method import Judge, Variations, by_detectors
+from boxtwin.labels.method import Variations, by_detectors
 from boxtwin.labels.options import LabelOptions
 
 DISAGREE = "the detectors disagree"  # why an image is refused

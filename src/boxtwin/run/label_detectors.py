@@ -13,7 +13,7 @@ from pathlib import Path
 
 from boxtwin.config.identity import NO_PRETRAINING, long_hash, run_name
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.sample import DECISIONS, Detections, Sample
+from boxtwin.datasets.sample import DECISIONS, Detections, Judge, Sample
 from boxtwin.datasets.training_images import range_of_sides, relative_size
 from boxtwin.detector.checkpoint import TrainedDetector, damage, read_detector, write_detector
 from boxtwin.detector.predict import detect_objects
@@ -24,7 +24,6 @@ from boxtwin.files import exclusive_lock, link_file
 from boxtwin.hardware import torch_device
 from boxtwin.labels.card import tally, write_card
 from boxtwin.labels.ensemble import Member, new_object_threshold
-from boxtwin.labels.method import Judge
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import make_plan
 from boxtwin.run.build import Prepared, detector_file, labelling_runs, make_data, make_detector, train

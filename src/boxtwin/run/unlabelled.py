@@ -21,9 +21,8 @@ from tqdm import tqdm
 from boxtwin.boxes import area_xyxy, xyxy_to_xywh
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import load_json
-from boxtwin.datasets.sample import NO_CROWDS, Sample
+from boxtwin.datasets.sample import NO_CROWDS, Judge, Sample
 from boxtwin.files import exclusive_lock, write_bytes_atomically
-from boxtwin.labels.method import Judge
 from boxtwin.run.build import Prepared, runs_for_unlabelled, unlabelled_key
 from boxtwin.run.extra_images import label_method
 from boxtwin.run.label_detectors import make_members

@@ -17,6 +17,7 @@ from scipy import stats
 
 LEVEL = 0.95
 SIGNIFICANT = 1 - LEVEL
+NORMAL_QUANTILE = float(stats.norm.ppf((1 + LEVEL) / 2))  # half the width of an interval, in standard deviations
 RESAMPLING_SEED = 0  # the same resamples for all runs of all studies
 LEAST_PAIRS = 6  # 2 / 2^6 = 0.03 is the first p below 0.05
 LEAST_BARS = 3  # seeds whose interval is drawn: that of two reaches 13 standard errors to either side
@@ -45,7 +46,7 @@ class Interval:
     @property
     def floor(self) -> float:
         """Half width that no number of pairs gets below."""
-        return self._scaled(float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(self.image_variance))
+        return self._scaled(NORMAL_QUANTILE * math.sqrt(self.image_variance))
 
     def after(self, pairs: int) -> float:
         """Half width that so many pairs in all can be expected to give."""

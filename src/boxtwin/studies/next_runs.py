@@ -12,15 +12,13 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Literal
 
-from scipy import stats
-
 from boxtwin.command_line import command_line, setting
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.condition_names import condition_name
 from boxtwin.studies.conditions import CONTROLS, Row, baseline, paired_seeds, setups
 from boxtwin.studies.dose_response import LEAST_COUNTS, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.equivalence import LEAST_SIZES, curve_rows
-from boxtwin.studies.inference import LEAST_PAIRS, LEVEL
+from boxtwin.studies.inference import LEAST_PAIRS, NORMAL_QUANTILE
 from boxtwin.studies.study import Study
 
 METRIC = "map_50"
@@ -161,7 +159,7 @@ class _Planner:
                 candidate = replace(self._new("number", like, number, like.generator), after=None, best=curve.best)
                 if number < counts[-1]:  # the curve says nothing of larger numbers
                     deviations = curve.narrowing(number, float(gains.noise.diagonal().mean()))
-                    now, after = (float(stats.norm.ppf((1 + LEVEL) / 2)) * each for each in deviations)
+                    now, after = (NORMAL_QUANTILE * each for each in deviations)
                     candidate = replace(candidate, rank=ANSWERED, now=now, after=after)
                 yield candidate
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from boxtwin.studies.comparison import Contrast
 from boxtwin.studies.condition_values import DEVICE
-from boxtwin.studies.inference import LEVEL, Interval, mean_interval
+from boxtwin.studies.inference import NORMAL_QUANTILE, Interval, mean_interval
 from boxtwin.studies.runs import StudyRun
 
 METRIC = "map_50"
@@ -32,7 +32,7 @@ VARIED = re.compile(
 
 def detectable(interval: Interval) -> float:
     """The true gain that four of five such studies would detect (minimal detectable difference)."""
-    return interval.half_width * (1 + float(stats.norm.ppf(POWER)) / float(stats.norm.ppf((1 + LEVEL) / 2)))
+    return interval.half_width * (1 + float(stats.norm.ppf(POWER)) / NORMAL_QUANTILE)
 
 
 def recipe(run: StudyRun) -> tuple[str, ...] | None:

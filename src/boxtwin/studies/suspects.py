@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 
 from boxtwin.boxes import Box, area_xyxy, iou_matrix
 from boxtwin.datasets.sample import Detections, Sample
-from boxtwin.labels.ensemble import SAME_OBJECT, SUPPORT, AgreedObject, agreements, is_beside
+from boxtwin.labels.ensemble import SAME_OBJECT, SUPPORT, AgreedObject, agreements, best_score, is_beside
 
 TRAINING = "training"  # side of images that one detector alone has not seen, out of fold
 SUSPECTS_FOLDER = "suspects"  # beside the report of a study
@@ -225,11 +225,7 @@ def _support(
     detections: Sequence[Detections], box: np.ndarray, label: int, on: float = SAME_OBJECT
 ) -> Float[np.ndarray, " runs"]:
     """Of each run the best score of a detection of a class on a box, 0 where there is none."""
-    best = []
-    for one in detections:
-        on_box = (iou_matrix(box[None], one.boxes.astype(np.float64))[0] >= on) & (one.labels == label)
-        best.append(float(one.scores[on_box].max(initial=0.0)))
-    return np.array(best)
+    return np.array([best_score(one, box, label, on) for one in detections])
 
 
 def _box(values: np.ndarray) -> Box:

@@ -12,24 +12,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from tqdm import tqdm
 
 from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels, encode_png, read_image
 from boxtwin.datasets.reading import Reading
-from boxtwin.datasets.sample import CrowdAreas, Dataset, Judgement, Lineage, Sample
+from boxtwin.datasets.sample import Dataset, Judge, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
 from boxtwin.files import exclusive_lock, link_file, remove_leftovers, remove_unwritten, write_bytes_atomically
 from boxtwin.hardware import peak_memory
-from boxtwin.synthesis.arrays import Boxes
 from boxtwin.synthesis.constants import GIVE_UP_AFTER
 from boxtwin.synthesis.fitness import unfit
 from boxtwin.synthesis.generator import Generator, Json, Model, Refused, Request, Variation
@@ -57,9 +55,6 @@ from boxtwin.synthesis.manifest import (
 log = logging.getLogger(__name__)
 
 MODELS = "models"  # below the folder of all stores: what generators have learnt
-
-# Source, variation, the boxes and labels that the generator says are in it, its path in the store, the source's crowds.
-Judge = Callable[[Pixels, Pixels, Boxes, Int[np.ndarray, " n"], str, CrowdAreas], Judgement]
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""The MLflow store."""
+"""The MLflow store, the folders of runs, what results were made with, and the served model."""

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 MARK = ".identity"  # file in a run's folder
 RESULT_FILE = "result.json"  # the last file that a run writes
 CONFIGURATION = "config.yaml"  # the settings of a run
+SPLIT_FILE = "split.json"  # of a run
+FOLDS_FILE = "folds.json"  # of the final detector
 FINAL = "final"  # folder of a study's final detectors, and the name of their split
 FORMER_KEYS = {"cell": "run", "taken_over_from": "reused_from"}  # of fields of RunResult, in earlier versions
 

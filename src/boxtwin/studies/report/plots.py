@@ -20,7 +20,7 @@ from boxtwin.studies.condition_names import condition_name
 from boxtwin.studies.conditions import Estimate, Row, baseline
 from boxtwin.studies.dose_response import Curve
 from boxtwin.studies.equivalence import PLAIN, Exchange
-from boxtwin.studies.inference import LEAST_BARS, LEAST_PAIRS
+from boxtwin.studies.inference import LEAST_BARS, LEAST_PAIRS, NORMAL_QUANTILE
 from boxtwin.studies.report.words import METRICS, sentence
 
 PLOTTED = ("map_50", "count_mae")
@@ -224,7 +224,7 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> None:
     for edge in band:  # in black and white a pale band alone is easily missed
         axes.plot(x, edge, color=colour, linewidth=0.7, linestyle=DASHES[2])
     axes.plot(x, scale * curve.mean, color=colour, linewidth=2, label="curve with 95 % band")
-    halves = 1.96 * scale * np.sqrt(np.diag(curve.tried.noise))
+    halves = NORMAL_QUANTILE * scale * np.sqrt(np.diag(curve.tried.noise))
     measured: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "capsize": 3, "linewidth": 1}
     axes.errorbar(
         np.log1p(curve.tried.variations), scale * curve.tried.gains, halves, fmt="o", **measured,
