@@ -31,6 +31,7 @@ from boxtwin.datasets.splits import SIDES, describe
 from boxtwin.datasets.training_images import TrainingImages
 from boxtwin.detector.checkpoint import FILE as DETECTOR_FILE
 from boxtwin.detector.checkpoint import TrainedDetector, damage, write_detector
+from boxtwin.detector.module import DetectorModule
 from boxtwin.detector.training import quieten_lightning
 from boxtwin.evaluation.coco_metrics import DETECTIONS_FILE, VALIDATION_DETECTIONS_FILE
 from boxtwin.evaluation.counts import Thresholds
@@ -41,7 +42,7 @@ from boxtwin.files import exclusive_lock, link_file, remove_leftovers, write_byt
 from boxtwin.hardware import torch_device, use_threads
 from boxtwin.memory import keep_freed_blocks
 from boxtwin.mixing.plan import Plan, make_plan
-from boxtwin.quality.card import metrics_of
+from boxtwin.quality.card import QualityCard, metrics_of
 from boxtwin.run import label_detectors
 from boxtwin.run.build import Prepared, make_data, make_detector, prepare, train
 from boxtwin.run.checks import warn_of_random_weights
@@ -201,74 +202,28 @@ class _RunInProgress:
 
     def run(self) -> dict[str, float]:
         """Make variations, train and test; returns the metrics."""
-        prepared, trainer = self.prepared, self.config.trainer
+        prepared = self.prepared
         remove_leftovers(self.output)
-        use_threads(trainer.threads)
+        use_threads(self.config.trainer.threads)
         keep_freed_blocks()
         # First, so that a full disk or weights that do not fit show before any variation is made.
         first = pretrained(prepared)
         unlabelled, labelling = label_unlabelled(prepared)
         started = time.perf_counter()  # a pre-training and labels are shared, and are no time of the run
         module = make_detector(prepared, first.file)
-        update, card = StoreUpdate(), None
-        if prepared.library:
-            update = make_variations(prepared)
-            if update.made or not sheet_of(prepared).exists():  # a killed run may have left none
-                contact_sheet(prepared)
-            measuring = time.perf_counter()
-            card = quality_card(prepared)
-            started += time.perf_counter() - measuring  # a report for people is no time of the run
-        if card:
-            self.store.log_files(self.run_id, [card.report, card.picture], "store")
-            for file in (card.report, card.picture):  # as they are now
-                link_file(file, self.output / file.name)
+        update, card, seconds = self._make_variations()
+        started += seconds  # a report for people is no time of the run
         variations = prepared.library.variations(prepared.sources, prepared.per_image) if prepared.library else ()
         plan = make_plan(prepared.split, variations, [*unlabelled, *prepared.extra.empty], first.images)
         self._log_inputs(plan)
         data = make_data(prepared, plan, first.levels)
-        warn_of_random_weights(self.config)
-        log.info(
-            f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
-            f"{f'{len(plan.extra)} images beside the data set, ' if plan.extra else ''}"
-            f"{prepared.steps} steps of {trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
-        )
+        self._announce(plan)
         logger = RunLogger(experiment_name=self.config.study, tracking_uri=self.store.uri, run_id=self.run_id)
         training = time.perf_counter()
         trained = train(prepared, data, module, self.checkpoints, run_name(self.config), logger)
         evaluating = time.perf_counter()
         started -= max(trained.seconds - (evaluating - training), 0.0)  # of attempts that were stopped
-        # In float32: a metric must not depend on what the machine computes in.
-        device = torch_device(prepared.accelerator)
-
-        def detect(samples: Sequence[Sample], chosen: Thresholds | None) -> dict[int, Detections]:
-            pixels = ((sample.image_id, prepared.images.read(sample)) for sample in samples)
-            spec = trained.best.spec
-            if chosen is not None:
-                spec = TrainedDetector(trained.best, chosen.together, class_thresholds=chosen.by_class).spec
-            return trained.best.detect_all(pixels, device, spec)
-
-        tested = run_test(
-            detect,
-            validation=plan.val,
-            synthetic=plan.val_synthetic,
-            test=plan.test,
-            classes=prepared.dataset.classes,
-            category_ids=prepared.dataset.category_ids,
-            folder=self.output,
-        )
-        together, by_class = tested.thresholds.together, tested.thresholds.by_class
-        sides = [prepared.split.side(side) for side in SIDES]
-        learnt = (*prepared.split.train, *prepared.split.val)
-        images = TrainingImages.of(learnt, list(chain(*sides)), prepared.images.read, prepared.levels)
-        detector = TrainedDetector(
-            trained.best,
-            together,
-            prepared.origin,
-            class_thresholds=by_class,
-            calibration=tested.calibration,
-            images=images,
-        )
-        write_detector(detector, self.output / DETECTOR_FILE)
+        tested = self._test(trained.best, plan)
         metrics = {
             **tested.metrics,
             **first.metrics,
@@ -286,6 +241,68 @@ class _RunInProgress:
         }
         self._write(metrics, tested, trained.validation)
         return metrics
+
+    def _make_variations(self) -> tuple[StoreUpdate, QualityCard | None, float]:
+        """Make missing variations, contact sheet and quality card; with the seconds that the card took."""
+        prepared = self.prepared
+        if not prepared.library:
+            return StoreUpdate(), None, 0.0
+        update = make_variations(prepared)
+        if update.made or not sheet_of(prepared).exists():  # a killed run may have left none
+            contact_sheet(prepared)
+        measuring = time.perf_counter()
+        card = quality_card(prepared)
+        seconds = time.perf_counter() - measuring
+        if card:
+            self.store.log_files(self.run_id, [card.report, card.picture], "store")
+            for file in (card.report, card.picture):  # as they are now
+                link_file(file, self.output / file.name)
+        return update, card, seconds
+
+    def _announce(self, plan: Plan) -> None:
+        """Log what is trained on."""
+        prepared = self.prepared
+        warn_of_random_weights(self.config)
+        log.info(
+            f"{run_name(self.config)}: {plan.real_train} real + {plan.synthetic_train} synthetic training images, "
+            f"{f'{len(plan.extra)} images beside the data set, ' if plan.extra else ''}"
+            f"{prepared.steps} steps of {self.config.trainer.batch_size}, {prepared.accelerator}, {prepared.precision}"
+        )
+
+    def _test(self, best: DetectorModule, plan: Plan) -> Evaluation:
+        """Choose thresholds, test, and write the detector with these thresholds to the run's folder."""
+        prepared = self.prepared
+        device = torch_device(prepared.accelerator)
+
+        def detect(samples: Sequence[Sample], chosen: Thresholds | None) -> dict[int, Detections]:
+            # In float32: a metric must not depend on what the machine computes in.
+            pixels = ((sample.image_id, prepared.images.read(sample)) for sample in samples)
+            spec = best.spec
+            if chosen is not None:
+                spec = TrainedDetector(best, chosen.together, class_thresholds=chosen.by_class).spec
+            return best.detect_all(pixels, device, spec)
+
+        tested = run_test(
+            detect,
+            validation=plan.val,
+            synthetic=plan.val_synthetic,
+            test=plan.test,
+            classes=prepared.dataset.classes,
+            category_ids=prepared.dataset.category_ids,
+            folder=self.output,
+        )
+        sides = [prepared.split.side(side) for side in SIDES]
+        learnt = (*prepared.split.train, *prepared.split.val)
+        detector = TrainedDetector(
+            best,
+            tested.thresholds.together,
+            prepared.origin,
+            class_thresholds=tested.thresholds.by_class,
+            calibration=tested.calibration,
+            images=TrainingImages.of(learnt, list(chain(*sides)), prepared.images.read, prepared.levels),
+        )
+        write_detector(detector, self.output / DETECTOR_FILE)
+        return tested
 
     def reuse(self, source: Run) -> dict[str, float] | None:
         """Reuse the same run of another study; returns its metrics, or None if that study has lost it."""
