@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from jaxtyping import Int
 
-from boxtwin.boxes import area_xyxy
 from boxtwin.config.launch import SWEEP_VARIABLE, task_overrides
 from boxtwin.datasets.image_io import Pixels
-from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Judgement, Lineage, PropagatedBox, Sample
 from boxtwin.evaluation import overlays
 from boxtwin.files import exclusive_lock, write_bytes_atomically
@@ -119,18 +116,10 @@ def _title(column: dict[str, Any], shown: Sequence[str]) -> str:
 def _sample(source: Sample, generator: str, cell: dict[str, Any]) -> Sample | None:
     if "file" not in cell:
         return None
-    boxes = np.array(cell["boxes"], dtype=np.float32).reshape(-1, 4)
-    return replace(
-        source,
-        path=Path(cell["file"]),
-        boxes=boxes,
-        labels=np.array(cell["labels"], dtype=np.int64),
-        areas=area_xyxy(boxes).astype(np.float64),
-        crowd=np.zeros(len(boxes), dtype=bool),
-        annotations=(),
+    return source.variation(
+        Path(cell["file"]),
+        np.array(cell["boxes"], dtype=np.float32).reshape(-1, 4),
+        np.array(cell["labels"], dtype=np.int64),
         lineage=Lineage(source.name, generator, 1, cell["seed"]),
         sha256=cell["sha256"],
-        signature=None,
-        # The channels of the source were chosen when the variation was made of it.
-        reading=Reading(max_pixels=source.reading.max_pixels),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from boxtwin.boxes import Box, shares_inside
+from boxtwin.boxes import Box, area_xyxy, shares_inside
 from boxtwin.datasets.image_io import Pixels, read_image
 from boxtwin.datasets.inspection import Signature
 from boxtwin.datasets.reading import Reading
@@ -81,6 +81,31 @@ class Sample:
     def read(self) -> Pixels:
         """The pixels that the boxes refer to; raises OSError as `read_image` does."""
         return read_image(self.path, self.reading)
+
+    def variation(
+        self,
+        path: Path,
+        boxes: Float[np.ndarray, "n 4"],
+        labels: Int[np.ndarray, " n"],
+        *,
+        lineage: Lineage,
+        sha256: str,
+    ) -> Sample:
+        """A variation of this image, whose file is ``path``, with boxes (xyxy, pixels) and labels of its own."""
+        return replace(
+            self,
+            path=path,
+            boxes=boxes,
+            labels=labels,
+            areas=area_xyxy(boxes).astype(np.float64),
+            crowd=np.zeros(len(boxes), dtype=bool),
+            annotations=(),
+            lineage=lineage,
+            sha256=sha256,
+            signature=None,
+            # The channels of the source were chosen when the variation was made of it.
+            reading=Reading(max_pixels=self.reading.max_pixels),
+        )
 
     @property
     def crowds(self) -> CrowdAreas:

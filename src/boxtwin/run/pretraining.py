@@ -158,7 +158,7 @@ def check_other_images(other: Dataset, dataset: Dataset, split: Split, group_by:
     if shared := [name for name, scene in scenes.items() if scene and scene[1] in held_out]:
         raise InputError(
             f"pretraining: by their names, {len(shared)} images of {other.name} show scenes of validation or test "
-            f"images of split {split.name}, such as {', '.join(shared[:3])}; remove them from its annotation file (or, "
+            f"images of split {split.name}, such as {some(shared)}; remove them from its annotation file (or, "
             "if they show others, give them other names)"
         )
 

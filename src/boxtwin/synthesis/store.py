@@ -20,9 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from boxtwin.boxes import area_xyxy
 from boxtwin.datasets.image_io import Pixels, encode_png, read_image
-from boxtwin.datasets.reading import Reading
 from boxtwin.datasets.sample import Dataset, Judge, Judgement, Lineage, Sample
 from boxtwin.datasets.variation_names import image_name
 from boxtwin.errors import InputError
@@ -362,22 +360,22 @@ class Library:
         Most generators keep a crowd. Of one that is painted over, the area is left out of training all the same.
         """
         boxes = [box for box in line.labels.boxes if box.decision != "dropped"]
-        corners, is_crowd = np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4), source.crowd
-        labels = np.array([box.label for box in boxes], dtype=np.int64)
-        return replace(
-            source,
-            name=f"{self.folder.name}/{line.image}",
-            path=self.folder / line.image,
-            image_id=image_id,
-            boxes=np.concatenate([corners, source.boxes[is_crowd]]),
-            labels=np.concatenate([labels, source.labels[is_crowd]]),
-            areas=np.concatenate([area_xyxy(corners).astype(np.float64), source.areas[is_crowd]]),
-            crowd=np.repeat([False, True], [len(boxes), is_crowd.sum()]),
-            annotations=(),
+        made = source.variation(
+            self.folder / line.image,
+            np.array([box.box for box in boxes], dtype=np.float32).reshape(-1, 4),
+            np.array([box.label for box in boxes], dtype=np.int64),
             lineage=Lineage(line.source, line.generator, line.variation, line.seed),
             sha256=line.image_sha256,
-            signature=None,
-            reading=Reading(max_pixels=source.reading.max_pixels),
+        )
+        is_crowd = source.crowd
+        return replace(
+            made,
+            name=f"{self.folder.name}/{line.image}",
+            image_id=image_id,
+            boxes=np.concatenate([made.boxes, source.boxes[is_crowd]]),
+            labels=np.concatenate([made.labels, source.labels[is_crowd]]),
+            areas=np.concatenate([made.areas, source.areas[is_crowd]]),
+            crowd=np.repeat([False, True], [len(boxes), is_crowd.sum()]),
         )
 
 
