@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,11 @@ def test_images_of_one_view_are_not_taken_for_one_picture(tmp_path: Path) -> Non
     samples = read_folder(tmp_path, setting="next", group_by=None, reading=Reading())
     assert repeated(samples[:8], samples[8:]) == {}
     assert len(repeated(samples[:8])) > 4  # eight alone look the same
+
+
+def test_file_names_that_are_no_text_are_named_before_work_starts(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8), np.uint8))
+    (tmp_path / "a.png").rename(tmp_path / name)
+    with pytest.raises(InputError, match=r"next: 1 file name\(s\) are no text in UTF-8: caf.*\.png; rename"):
+        read_folder(tmp_path, setting="next", group_by=None, reading=Reading())

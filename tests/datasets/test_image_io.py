@@ -76,6 +76,24 @@ def test_orientation_ignored(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.jpg", Reading(Orientation.ignore)).shape == (16, 32)
 
 
+@pytest.mark.parametrize("white", [1, 15, 100, 254, 255, 4095])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_netpbm_in_bytes_is_read_as_in_text(white: int, channels: int) -> None:
+    """Values count up to the greatest of the header, with or without a comment; of 16 bit they stay as they are."""
+    values = np.random.default_rng(0).integers(0, white + 1, 4 * 5 * channels)
+    values[0] = white
+    kind = {1: (b"P2", b"P5"), 3: (b"P3", b"P6")}[channels]
+    head = b"\n# made by 7 tools\n5 4\n%d\n" % white
+    text = decode_image(kind[0] + head + b" ".join(b"%d" % value for value in values) + b"\n", "a.pgm")
+    in_bytes = decode_image(kind[1] + head + values.astype("u1" if white < 256 else ">u2").tobytes(), "a.pgm")
+    assert in_bytes.shape == ((4, 5) if channels == 1 else (4, 5, 3))
+    if white < 256:
+        assert np.abs(text.astype(int) - in_bytes).max() <= 1  # OpenCV rounds down
+        assert in_bytes.max() == 255
+    else:
+        assert in_bytes.ravel().tolist() == values.tolist()
+
+
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".bmp"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_file_cut_short_is_refused(tmp_path: Path, ending: str, share: float) -> None:

@@ -57,6 +57,19 @@ def test_a_box_that_a_tool_has_rounded_is_the_one_that_was_there() -> None:
     assert tally(changes(before[:1], other, 0.01, (80, 80))) == {"kept": 0, "moved": 0, "added": 1, "removed": 1}
 
 
+def test_boxes_narrower_than_a_pixel_are_kept_by_pascal_voc(tmp_path: Path) -> None:
+    sides = [(20.5, 0.4), (20.9, 0.3), (20.5, 0.9), (0.0, 0.2), (79.7, 0.3), (20.2, 1.2)]
+    named = {
+        f"images/{number}.png": [(CLASSES[0], (start, 20.5, length, 0.4))]
+        for number, (start, length) in enumerate(sides)
+    }
+    pixels = {name: pixels_of(number) for number, name in enumerate(named, start=60)}
+    store = read_store(write_store(tmp_path / "store", named, images=pixels))
+    export_store(store, "voc", tmp_path / "out")
+    content, _ = read_back(tmp_path / "out", store)
+    assert content["info"]["changes"] == {"kept": len(sides), "moved": 0, "added": 0, "removed": 0}
+
+
 def test_without_marks_all_that_came_back_is_confirmed_but_what_was_refused(tmp_path: Path) -> None:
     """Tools lose the marks; images that were only pre-labelled have been looked at by then, bad ones stay bad."""
     refused: dict[str, Any] = {"confirmed": False, "refused": "blurred"}

@@ -19,6 +19,7 @@ from boxtwin.datasets.image_names import without_ending
 from boxtwin.errors import InputError
 from boxtwin.labels.exchange import export_store, read_back
 from boxtwin.labels.formats import FORMATS, LabelledBox, LabelledImage, format_of, get_format, write_labels
+from boxtwin.labels.formats.labelled_image import class_name
 from boxtwin.labels.store_images import read_store
 
 TOLERANCE = {"coco": 0.01, "label_studio": 0.01, "cvat": 0.01, "yolo": 0.01, "voc": 0.5}
@@ -26,7 +27,7 @@ names = st.text(st.characters(categories=("L", "N"), include_characters="-_ ,=()
 # As data sets have them; names of classes are stripped when they are read.
 classes = st.lists(
     st.text(st.characters(categories=("L", "N", "P", "S"), include_characters=" "), min_size=1, max_size=15)
-    .map(str.strip)
+    .map(class_name)
     .filter(lambda name: name and name.isprintable() and name != "not confirmed"),
     min_size=1,
     max_size=3,

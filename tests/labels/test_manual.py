@@ -153,8 +153,12 @@ def test_what_is_no_coco_file_is_said_to_be_none(tmp_path: Path, text: str) -> N
 def test_a_box_outside_its_image_is_an_error(tmp_path: Path) -> None:
     changed = content()
     changed["annotations"][0]["bbox"] = [78, 20, 5, 6]
+    with pytest.raises(InputError, match=r"1 boxes reach outside .*\[78, 20, 83, 26\] in images/a/v01\.png of 80 x 60"):
+        manual(tmp_path, changed)
+    for image in changed["images"]:
+        del image["width"], image["height"]
     judge = manual(tmp_path, changed)
-    with pytest.raises(InputError, match=r"reaches outside images/a/v01\.png, 80x60"):
+    with pytest.raises(InputError, match=r"annotation 1, \[78, 20, 83, 26\] in images/a/v01\.png of 80 x 60"):
         judge(PIXELS, PIXELS, NO_BOXES, NO_LABELS, "images/a/v01.png")
 
 

@@ -303,6 +303,17 @@ def test_a_generator_that_gives_another_number_or_order_is_refused(dataset: Data
         open_library(dataset, tmp_path / "b", Backwards(tmp_path / "log")).make(dataset.samples, 1)
 
 
+def test_images_of_other_runs_may_need_the_same_names(make_coco: MakeCoco, tmp_path: Path) -> None:
+    """The store of a generator that does not learn serves all splits."""
+    built = make_coco(images=2)
+    shutil.copy(built.images / "S00_0.png", built.images / "S00_0.tif")
+    built.content["images"][1]["file_name"] = "S00_0.tif"
+    dataset = built.read()
+    for source in dataset.samples:
+        with pytest.raises(InputError, match="would share names"):
+            open_library(dataset, tmp_path / "stores", Repeat()).make([source], 1)
+
+
 def test_names_that_differ_in_their_ending_only_are_refused(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=2)
     shutil.copy(built.images / "S00_0.png", built.images / "S00_0.tif")

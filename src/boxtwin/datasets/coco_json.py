@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from boxtwin.datasets.coco_boxes import outline
+from boxtwin.datasets.image_folder import files_below
 from boxtwin.datasets.problems import Problems, shown
 from boxtwin.errors import InputError
 
@@ -214,7 +215,8 @@ def find_files(names: Sequence[str], folder: Path) -> list[Path]:
     paths = [folder / name for name in names]
     if all(path.exists() for path in paths):
         return paths
-    present = {file_key(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if path.is_file()}
+    found = files_below(folder) if folder.is_dir() else ()
+    present = {file_key(path.relative_to(folder).as_posix()): path for path in found}
     in_any_case: dict[str, list[Path]] = defaultdict(list)
     for key, path in present.items():
         in_any_case[key.casefold()].append(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,13 @@ def image_files(folder: Path) -> dict[str, Path]:
 
     Those that begin with a dot are left alone, and so are the pictures of counts that lie below the folder.
     """
-    files = (file for file in sorted(_files_below(folder)) if is_image(file))
+    files = (file for file in sorted(files_below(folder)) if is_image(file))
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def other_files(folder: Path) -> list[str]:
     """The files in a folder and below that `image_files` takes for no images, by their path in it."""
-    return [file.relative_to(folder).as_posix() for file in sorted(_files_below(folder)) if not is_image(file)]
+    return [file.relative_to(folder).as_posix() for file in sorted(files_below(folder)) if not is_image(file)]
 
 
 def is_image(file: Path) -> bool:
@@ -52,7 +52,8 @@ def is_picture_of_count(file: Path) -> bool:
 
 def folders_of_pictures(folder: Path) -> list[str]:
     """The folders of pictures of counts below a folder, by their path in it."""
-    found = (place for place in folder.rglob(PICTURES) if place.is_dir() and _holds_count(place.parent))
+    counts = {file.parent for file in files_below(folder) if file.name == CSV_FILE and _holds_count(file.parent)}
+    found = (place / PICTURES for place in counts if (place / PICTURES).is_dir())
     return sorted(place.relative_to(folder).as_posix() for place in found)
 
 
@@ -60,7 +61,7 @@ def _holds_count(folder: Path) -> bool:
     return (folder / CSV_FILE).is_file() and (folder / COCO_FILE).is_file()
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Files whose path holds no part that begins with a dot, without pictures of counts.
 
     Linked folders come last, each folder once.
@@ -93,8 +94,25 @@ def check_folder(folder: Path, setting: str) -> None:
     """Raise `InputError` that names ``setting`` if a folder is not there, or holds no image."""
     if not folder.is_dir():
         raise InputError(f"{setting}={folder}: there is no such folder")
-    if not any(map(is_image, _files_below(folder))):
+    if not any(map(is_image, files_below(folder))):
         raise InputError(f"{setting}={folder} holds no images ({', '.join(ENDINGS)})")
+
+
+def check_names(names: Iterable[str], what: str) -> None:
+    """Raise `InputError` for file names that are no valid text, which no label file can hold; it begins with ``what``.
+
+    Python gives bytes of other encodings as lone surrogates.
+    """
+    if odd := [name for name in names if not _is_text(name)]:
+        raise InputError(f"{what}: {len(odd)} file name(s) are no text in UTF-8: {some(odd)}; rename the files")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Reading) -> tuple[Sample, ...]:
@@ -107,6 +125,7 @@ def read_folder(folder: Path, *, setting: str, group_by: str | None, reading: Re
     """
     check_folder(folder, setting)
     files = image_files(folder)
+    check_names(files, setting)
     inspected = {name: inspect_image(file, None, None, reading) for name, file in files.items()}
     if faults := [file.error for file in inspected.values() if file.error]:
         raise InputError(f"{setting}: {len(faults)} image(s) cannot be read: {some(faults)}; repair or remove them")

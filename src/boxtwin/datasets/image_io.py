@@ -37,6 +37,9 @@ _COMPRESSED = (b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 # In the compressed data of a JPEG, 0xFF is followed by 0 or by the number of a restart; all else is a marker (T.81).
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END_OF_IMAGE, _WITHOUT_LENGTH = 0xD9, (0x01, 0xD8)
+# The greatest value of a binary Netpbm file stands for white. OpenCV scales values in text (P2, P3) to it, not these.
+_NETPBM = re.compile(rb"P[56](?:(?:\s|#[^\n]*\n)+(\d+)){3}\s")
+_TO_WHITE = "values up to white"
 
 
 def read_image(path: Path, reading: Reading = _UPRIGHT) -> Pixels:
@@ -62,6 +65,8 @@ def decode_image(encoded: bytes, name: str, reading: Reading = _UPRIGHT) -> Pixe
         elif encoded.startswith(_COMPRESSED) and not encoded[-tiff.LONGEST_ZEROS :].strip(b"\0"):
             raise OSError(f"{name} is damaged: it ends in zeros, as a download does that stopped on the way")
         stored = _stored(encoded, name, reading.channels)
+        if header.how == _TO_WHITE:
+            stored = np.rint(np.minimum(stored * (255 / (_whitest(encoded) or 255)), 255)).astype(np.uint8)
     if stored.dtype not in (np.uint8, np.uint16):
         raise OSError(f"{name} holds {stored.dtype} pixels; 8 and 16 bit unsigned integers are supported")
     if reading.orientation is Orientation.apply:
@@ -93,7 +98,8 @@ def _header(encoded: bytes, name: str, reading: Reading) -> Header:
                 late = encoded.rfind(b"eXIf", encoded.find(b"IDAT"))  # may follow the pixels, where Pillow has not been
                 exif = exif or encoded[late + 4 :] if late >= 0 else exif
                 image.verify()  # the checksums of its parts
-            return Header(*image.size, exif_orientation(exif))
+            how = None if _whitest(encoded) is None else _TO_WHITE
+            return Header(*image.size, exif_orientation(exif), how=how)
     except UnidentifiedImageError:
         raise OSError(f"{name} cannot be decoded as an image") from None
     except Exception as error:
@@ -101,6 +107,12 @@ def _header(encoded: bytes, name: str, reading: Reading) -> Header:
             raise
         # Pillow's errors of damaged files share no class: SyntaxError, struct.error, ...
         raise OSError(f"{name} cannot be decoded as an image: {error}") from None
+
+
+def _whitest(encoded: bytes) -> int | None:
+    """The value of white in a binary Netpbm file of 8 bit, where it is not 255; None for all others."""
+    match = _NETPBM.match(encoded)
+    return int(match[1]) if match and 0 < int(match[1]) < 255 else None
 
 
 def _stored(encoded: bytes, name: str, channels: Sequence[int] | None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,18 +31,26 @@ KINDS = ("kept", "moved", "added", "removed")
 
 
 def changes(
-    before: Sequence[LabelledBox], after: Sequence[LabelledBox], rounding: float, size: tuple[int, int]
+    before: Sequence[LabelledBox],
+    after: Sequence[LabelledBox],
+    rounding: float,
+    size: tuple[int, int],
+    as_written: Callable[[Box, int, int], Box] | None = None,
 ) -> list[Change]:
     """Pair the boxes of each class that overlap most, one with one, in an image of a ``size`` (width, height).
 
     A box whose sides inside the image all differ by at most ``rounding`` pixels was kept, and has the very numbers that
-    it had before: tools cut off what overhangs the border.
+    it had before: tools cut off what overhangs the border. So was one that came back as a format writes it
+    (``as_written``).
     A box of another class is another box. Kept and moved crowds stay crowds, which most tools do not know.
     """
     old = np.array([inside(each.box, *size) or each.box for each in before], dtype=np.float64).reshape(-1, 4)
     new = np.array([each.box for each in after], dtype=np.float64).reshape(-1, 4)
     alike = np.array([one.name == other.name for one in before for other in after], bool).reshape(len(old), len(new))
     same = (np.abs(old[:, None] - new[None]).max(axis=2, initial=0) <= rounding) & alike
+    if as_written is not None:
+        written = np.array([as_written(each.box, *size) for each in before], dtype=np.float64).reshape(-1, 4)
+        same |= (written[:, None] == new[None]).all(axis=2) & alike
     overlaps = np.where(alike, iou_matrix(old, new), 0.0) + 2.0 * same
     partner: dict[int, int] = {}  # of new boxes
     for place in np.argsort(-overlaps, axis=None, kind="stable"):

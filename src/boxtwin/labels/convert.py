@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from boxtwin.datasets.coco import coco_content
 from boxtwin.datasets.coco_json import fault_of_name, load_json
-from boxtwin.datasets.image_folder import image_files
+from boxtwin.datasets.image_folder import check_names, image_files
 from boxtwin.datasets.image_io import read_header, read_image, write_png
+from boxtwin.datasets.image_names import without_ending
 from boxtwin.datasets.problems import some
 from boxtwin.datasets.reading import Reading
 from boxtwin.errors import InputError
@@ -22,6 +24,14 @@ from boxtwin.labels.formats.image_pairs import pair
 from boxtwin.labels.formats.labelled_image import LabelledImage, unknown_classes
 from boxtwin.labels.store_images import check_new, exported_images, read_store
 
+# How an image is read follows from its entry in a COCO file; other formats cannot say it.
+_IN_ENTRY = (
+    'in a data set that is read back this stands in the image\'s entry of a COCO file: "page": 0, "channels": [0]'
+)
+_STORED = (
+    "if its boxes are of the image as it is stored, without EXIF's rotation, put "
+    '"orientation": "ignore" into its entry of a COCO file, or save the image upright'
+)
 _CONFIRM = "mark those whose boxes are right, as docs/labels.md says, and read them back first"
 
 
@@ -125,7 +135,8 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
     """The images of one data set, its classes, and remarks."""
     form = format_of(path)
     root = path if path.is_dir() else path.parent
-    variations = {each["file"] for each in exported_images(root) if each.get("is_variation")}
+    exported = exported_images(root)
+    variations = {each["file"] for each in exported if each.get("is_variation")}
     if form == "coco":
         store = read_store(path)
         found = []
@@ -139,17 +150,36 @@ def _read(path: Path) -> tuple[list[_Found], Sequence[str], Sequence[str]]:
             found.append(_Found(image.labels, image.path, name, image.reading, whole, made))
         return found, list(store.category_ids), store.remarks
     labels = get_format(form).read(path)
-    names = [each.name for each in labels.images]
-    files, _ = pair(names, list(image_files(root)), of_label_files=form in ("voc", "yolo"))
-    if lost := [each.name for each in labels.images if each.name not in files]:
-        raise InputError(f"read={path}: {len(lost)} labelled images have no image file below {root}: {some(lost)}")
+    # The files of our own exports have other names than their images had: a/1.png became a__1.png.
+    ours = {each["name"]: f"images/{each['file']}" for each in exported if isinstance(each.get("name"), str)}
+    names = [ours.get(each.name, each.name) for each in labels.images]
+    present = list(image_files(root))
+    check_names(present, f"read={path}")
+    files, _ = pair(names, present, of_label_files=form in ("voc", "yolo"))
+    _check_paired(names, files, present, path, root)
     if len({*files.values()}) < len(labels.images):
         raise InputError(f"read={path}: several label files are of one image; put each set into a folder of its own")
     found = [
         _Found(each, root / file, file, is_variation=PurePosixPath(file).name in variations)
-        for each, file in ((each, files[each.name]) for each in labels.images)
+        for each, file in ((each, files[name]) for each, name in zip(labels.images, names, strict=True))
     ]
     return found, *labels[1:]
+
+
+def _check_paired(
+    names: Sequence[str], files: Mapping[str, str], present: Sequence[str], path: Path, root: Path
+) -> None:
+    """Raise `InputError` for labels without an image file, and for those that several files fit."""
+    bases: dict[str, list[str]] = defaultdict(list)
+    for file in present:
+        bases[PurePosixPath(without_ending(file)).name].append(file)
+    fitting = {name: bases[PurePosixPath(without_ending(name)).name] for name in names if name not in files}
+    if several := [f"{name} ({', '.join(each)})" for name, each in fitting.items() if len(each) > 1]:
+        cure = "rename the images and their labels so that one image alone fits, or remove the other images"
+        raise InputError(f"read={path}: {len(several)} labels fit several image files: {some(several)}; {cure}")
+    if lost := [*fitting]:
+        what = f"{len(lost)} labelled images have no image file below {root}: {some(lost)}"
+        raise InputError(f"read={path}: {what}; restore the images, or remove their labels")
 
 
 def _same(one: _Found, other: _Found) -> bool:
@@ -166,10 +196,13 @@ def _content(images: dict[str, _Found], classes: dict[str, int]) -> dict[str, An
             encoded = image.path.read_bytes()
             width, height = read_header(encoded, str(image.path), image.reading).shown(image.reading)
         except OSError as error:
-            raise InputError(f"{image.path} cannot be read: {error.strerror or error}") from None
+            cure = f"; {_IN_ENTRY}" if "dataset." in str(error) else ""
+            raise InputError(f"{image.path} cannot be read: {error.strerror or error}{cure}") from None
         if None not in (labels.width, labels.height) and (labels.width, labels.height) != (width, height):
             sizes = f"{labels.width} x {labels.height} pixels, {image.path} has {width} x {height}"
-            raise InputError(f"{labels.name} is said to have {sizes}")
+            is_turned = (labels.width, labels.height) == (height, width) and image.reading == Reading()
+            cure = _STORED if is_turned else "export the labels at the size of the images"
+            raise InputError(f"{labels.name} is said to have {sizes}; {cure}")
         entries.append({"id": number, "file_name": name, "width": width, "height": height})
         for (x1, y1, x2, y2), label, _, crowd, area in labels.in_pixels(width, height).boxes:
             box = [x1, y1, x2 - x1, y2 - y1]

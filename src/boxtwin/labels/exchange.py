@@ -18,7 +18,7 @@ from boxtwin.datasets.problems import some
 from boxtwin.errors import InputError
 from boxtwin.files import atomic_path, lock_beside, write_bytes_atomically
 from boxtwin.labels.changes import KINDS, Change, changes, inside, tally
-from boxtwin.labels.formats import format_of, get_format, label_studio
+from boxtwin.labels.formats import Format, format_of, get_format, label_studio
 from boxtwin.labels.formats.browser import export_image
 from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, unknown_classes
 from boxtwin.labels.store_images import RECORD, StoreImage, StoreImages, check_new, exported_images, match
@@ -81,8 +81,7 @@ def read_back(path: Path, store: StoreImages) -> tuple[dict[str, Any], list[str]
     if foreign := unknown_classes(found.values(), store.category_ids.keys()):
         cure = f"no class of the store, which has {', '.join(store.category_ids)}. Correct the name in the tool"
         raise InputError(f"read={path}: {some(foreign)}: {cure}")
-    rounding = get_format(name).rounding + 1e-6
-    reviewed = [_review(each, found.get(index), rounding) for index, each in enumerate(store.images)]
+    reviewed = [_review(each, found.get(index), get_format(name)) for index, each in enumerate(store.images)]
     remarks = list(labels.remarks)
     if unknown:
         remarks.append(f"{len(unknown)} images are none of the store's and are left out: {some(unknown)}")
@@ -96,13 +95,13 @@ def read_back(path: Path, store: StoreImages) -> tuple[dict[str, Any], list[str]
     return _content(store, reviewed) | {"info": _info(path, name, store, reviewed)}, remarks
 
 
-def _review(image: StoreImage, returned: LabelledImage | None, rounding: float) -> _Reviewed:
+def _review(image: StoreImage, returned: LabelledImage | None, form: Format) -> _Reviewed:
     before = image.labels
     if returned is None:
         return _Reviewed({"confirmed": False}, [Change(box, box) for box in before.boxes])
     cut = [(box, inside(box.box, *before.size())) for box in returned.boxes]
     after = [box._replace(box=part) for box, part in cut if part is not None]
-    changed = changes(before.boxes, after, rounding, before.size())
+    changed = changes(before.boxes, after, form.rounding + 1e-6, before.size(), form.as_written)
     confirmed = before.refused is None if returned.confirmed is None else returned.confirmed
     entry: dict[str, Any] = {"confirmed": confirmed, "changes": tally(changed)}
     if returned.minutes is not None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +21,14 @@ from boxtwin.datasets.sample import Dataset, Decision, Judgement, PropagatedBox,
 from boxtwin.datasets.variation_names import earlier_image_name, image_name, match_names
 from boxtwin.errors import InputError
 from boxtwin.labels.ensemble import Member
+from boxtwin.labels.formats.labelled_image import class_name
 from boxtwin.labels.method import Variations
 from boxtwin.labels.options import Confirmed, LabelOptions
 
 log = logging.getLogger(__name__)
 
 NOT_CONFIRMED = "not confirmed by a person"
+_CUT = "cut them off at the border"
 HOW = (
     "make the variations with other labels first, copy annotations.json of their store to the file, correct it and "
     'mark every image that is right with "confirmed": true, or correct it in an annotation tool, export COCO, and say '
@@ -130,17 +131,17 @@ class ManualLabels:
         for number, box, label, decision, evidence in labelled.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
-                raise InputError(f"{self.file}, annotation {number}: [{box}] reaches outside {image}, {width}x{height}")
+                raise InputError(f"{self.file}, {_outside(number, box, image, width, height)}; {_CUT}")
             propagated.append(PropagatedBox(inside, label, decision, evidence))
         lost = [PropagatedBox(fit_box(box, width, height)[0], label, "dropped", {}) for box, label in labelled.removed]
         return Judgement((*propagated, *lost), minutes=labelled.minutes)
 
     def _labels(self, categories: Any, classes: Sequence[str], ids: dict[int, int]) -> dict[int, int | str]:
         """The label of each of the file's category ids; the name of those that the data set lacks."""
-        known = {_normalised(name): label for label, name in enumerate(classes)}
+        known = {class_name(name): label for label, name in enumerate(classes)}
         labels: dict[int, int | str] = {} if categories else {**ids}
         for category in categories or ():
-            name = _normalised(str(category["name"]))
+            name = class_name(category["name"])
             label = known.get(name, name)
             if labels.setdefault(category["id"], label) != label:
                 raise InputError(f"{self._start}: category id {category['id']} has two names")
@@ -214,6 +215,15 @@ class ManualLabels:
         kind, cure = other_format(np.array(boxes, np.float64).reshape(-1, 4), shapes, np.array(areas, np.float64))
         if kind:
             raise InputError(f"{self._start}: {kind}. COCO boxes are [x, y, width, height] in pixels. {cure}")
+        beyond = [
+            _outside(number, box, labelled.name, width, height)
+            for labelled in images.values()
+            for width, height in [labelled.size]
+            for number, box, *_ in labelled.boxes
+            if width and height and fit_box(box, width, height)[1] > ROUNDING
+        ]
+        if beyond:
+            raise InputError(f"{self._start}: {len(beyond)} boxes reach outside their images: {some(beyond)}; {_CUT}")
         for labelled in images.values():
             corners = np.array([box for _, box, *_ in labelled.boxes], dtype=np.float64).reshape(-1, 4)
             repeating += [labelled.name] * len(repeats(corners, [label for _, _, label, *_ in labelled.boxes]))
@@ -274,6 +284,10 @@ class ManualLabels:
             raise InputError(f"{self._start}: {image.name} is said to have {sizes}: {cure}")
 
 
+def _outside(number: int, box: Box, image: str, width: int, height: int) -> str:
+    return f"annotation {number}, [{', '.join(f'{side:g}' for side in box)}] in {image} of {width} x {height} pixels"
+
+
 def _change(annotation: Mapping[str, Any], bbox: Box) -> tuple[Decision, dict[str, float | None]]:
     """What a person did to a box, as `exchange.read_back` records it, and by how many pixels it was moved at most."""
     before = box_numbers(annotation.get("before"))
@@ -290,8 +304,3 @@ def _removed(entry: Mapping[str, Any], labels: Mapping[int, int | str]) -> tuple
         return None
     x, y, w, h = bbox
     return (x, y, x + w, y + h), label
-
-
-def _normalised(name: str) -> str:
-    """A class's name as data sets are read: letters composed, without blanks around it."""
-    return unicodedata.normalize("NFC", name.strip())

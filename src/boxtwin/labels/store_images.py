@@ -18,7 +18,7 @@ from boxtwin.errors import InputError
 from boxtwin.files import check_target
 from boxtwin.labels.formats import coco
 from boxtwin.labels.formats.browser import is_shown
-from boxtwin.labels.formats.labelled_image import LabelledImage, Labels
+from boxtwin.labels.formats.labelled_image import LabelledImage, Labels, class_name
 
 FILES = ("annotations.json", "detections.json")
 RECORD = "exported.json"  # what was exported: the hash of each image, and black and white of 16 bit ones
@@ -84,7 +84,7 @@ def read_store(store: Path) -> StoreImages:
         confirmed = False if image.confirmed is None and "variation" in entry else image.confirmed
         labels = replace(image, file=exported[index], width=width, height=height, confirmed=confirmed)
         images.append(StoreImage(labels, path, reading, entry))
-    ids = {category["name"].strip(): category["id"] for category in content["categories"]}
+    ids = {class_name(category["name"]): category["id"] for category in content["categories"]}
     return StoreImages(file, images, ids, read.remarks)
 
 

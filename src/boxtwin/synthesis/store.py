@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +136,7 @@ class Library:
         """
         if per_image == 0:
             return StoreUpdate()
-        _check_sources(sources)
+        _check_sources(sources, self.dataset.samples)
         lock = self.folder / ".lock"
         with exclusive_lock(lock, f"another process is making {self.folder}; waiting for it"):
             try:
@@ -379,14 +380,19 @@ class Library:
         )
 
 
-def _check_sources(sources: Iterable[Sample]) -> None:
-    names: dict[str, str] = {}
+def _check_sources(sources: Iterable[Sample], others: Iterable[Sample]) -> None:
+    """Raise an error for synthetic sources, and for names of variations that ``others`` of the data set would have too.
+
+    Runs on other splits may make variations of these in the same store.
+    """
+    names: dict[str, set[str]] = defaultdict(set)
+    for each in others:
+        names[image_name(each.name, 1)].add(each.name)
     for source in sources:
         if source.lineage is not None:
             raise ValueError(f"variations are made of real images only; {source.name} is synthetic")
-        other = names.setdefault(image_name(source.name, 1), source.name)
-        if other != source.name:
+        for other in sorted(names[image_name(source.name, 1)] - {source.name}):
             raise InputError(
-                f"variations of {other} and {source.name} would share names, since the two differ in their ending "
+                f"variations of {source.name} and {other} would share names, since the two differ in their ending "
                 "only, or in a folder's separator that is '__' in the other; rename one of them"
             )

@@ -130,6 +130,21 @@ def test_a_long_list_is_cut(dataset: Dataset, tmp_path: Path) -> None:
     assert str(error.value).endswith("… and 20 more")
 
 
+def test_a_source_outside_folders_is_named_by_its_path(make_coco: MakeCoco, tmp_path: Path) -> None:
+    built = make_coco(images=2)
+    (built.images / "sub").mkdir()
+    for image, name in zip(built.content["images"], ("same.png", "sub/same.png"), strict=True):
+        (built.images / image["file_name"]).rename(built.images / name)
+        image["file_name"] = name
+    picture(tmp_path / "made" / "same_v1.png", 1)
+    picture(tmp_path / "made" / "sub" / "same_v1.png", 2)
+    found = [each for each in vary(tmp_path / "made", built.read()) if isinstance(each, Variation)]
+    assert [(each.request.source.name, int(each.pixels.mean())) for each in found] == [
+        ("same.png", 1),
+        ("sub/same.png", 2),
+    ]
+
+
 def test_sources_of_one_name_in_two_folders_need_their_folders(make_coco: MakeCoco, tmp_path: Path) -> None:
     built = make_coco(images=2)
     for image, folder in zip(built.content["images"], ("a", "b"), strict=True):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from boxtwin.boxes import Box
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.errors import InputError
 from boxtwin.labels.formats import coco, cvat, label_studio, voc, yolo
@@ -24,6 +25,8 @@ class Format(NamedTuple):
     write: Callable[[Path, Sequence[LabelledImage], Sequence[str]], None]
     read: Callable[[Path], Labels]
     rounding: float = 0.01  # pixels
+    # The box that is written for a box (xyxy) in an image of this width and height, where it may differ by more.
+    as_written: Callable[[Box, int, int], Box] | None = None
 
 
 FORMATS = {
@@ -31,7 +34,7 @@ FORMATS = {
     "label_studio": Format(label_studio.write, label_studio.read),
     "cvat": Format(cvat.write, cvat.read),
     "yolo": Format(yolo.write, yolo.read),
-    "voc": Format(voc.write, voc.read, rounding=0.5),
+    "voc": Format(voc.write, voc.read, rounding=0.5, as_written=voc.as_written),
 }
 
 

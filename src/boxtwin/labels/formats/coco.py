@@ -15,7 +15,7 @@ from boxtwin.datasets.coco_json import flag, read_content
 from boxtwin.datasets.problems import Problems
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, text_or_none
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, class_name, text_or_none
 
 FILE = "annotations.json"
 MARKS = ("pixels_sha256", "refused", "confirmed", "minutes")
@@ -52,7 +52,7 @@ def read_with_content(file: Path) -> tuple[Labels, Content]:
     """
     problems = Problems()
     content = read_content(file, problems)
-    names = {category["id"]: str(category["name"]).strip() for category in content["categories"]}
+    names = {category["id"]: class_name(category["name"]) for category in content["categories"]}
     boxes: dict[int, list[LabelledBox]] = defaultdict(list)
     turned: list[str] = []
     files = {image["id"]: image["file_name"] for image in content["images"]}

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import SubElement
 from boxtwin.boxes import Box
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, class_name
 from boxtwin.labels.formats.xml_text import number, read_xml, xml_bytes
 
 FILE, LABELS = "annotations.xml", "labels.json"
@@ -55,8 +55,8 @@ def read(path: Path) -> Labels:
         raise InputError(f"{file} begins with <{root.tag}>, not with <annotations> as CVAT's files do")
     if root.find("track") is not None:
         raise InputError(f"{file} is in the format CVAT for video; export CVAT for images 1.1")
-    names = [label.findtext("name", "").strip() for label in root.iterfind("meta/*/labels/label")]
-    names += [label.findtext("name", "").strip() for label in root.iterfind("meta/*/*/labels/label")]
+    names = [class_name(label.findtext("name", "")) for label in root.iterfind("meta/*/labels/label")]
+    names += [class_name(label.findtext("name", "")) for label in root.iterfind("meta/*/*/labels/label")]
     images, turned, others = [], 0, 0
     for entry in root.iterfind("image"):
         boxes = []
@@ -64,7 +64,7 @@ def read(path: Path) -> Labels:
             if shape.tag == "box":
                 box, is_turned = _box(shape, file)
                 turned += is_turned
-                boxes.append(LabelledBox(box, shape.get("label", "").strip()))
+                boxes.append(LabelledBox(box, class_name(shape.get("label", ""))))
             others += shape.tag not in ("box", "tag")
         is_tagged = any(tag.get("label") == TAG for tag in entry.iterfind("tag"))
         images.append(

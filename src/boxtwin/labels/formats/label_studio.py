@@ -18,7 +18,7 @@ from boxtwin.boxes import Box
 from boxtwin.datasets.coco_json import load_json
 from boxtwin.errors import InputError
 from boxtwin.files import write_bytes_atomically
-from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, text_or_none
+from boxtwin.labels.formats.labelled_image import LabelledBox, LabelledImage, Labels, class_name, text_or_none
 
 TASKS, CONFIG = "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="
@@ -107,7 +107,7 @@ def read(path: Path) -> Labels:
                 turned += is_turned
                 (name,) = result["value"]["rectanglelabels"]
                 score = result.get("score")
-                boxes.append(LabelledBox(box, str(name).strip(), None if score is None else float(score)))
+                boxes.append(LabelledBox(box, class_name(name), None if score is None else float(score)))
             times = [float(one["lead_time"]) / 60 for one in given if one.get("lead_time") is not None]
             images.append(
                 LabelledImage(

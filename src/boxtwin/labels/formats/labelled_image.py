@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from boxtwin.boxes import Box
+from boxtwin.datasets.image_folder import files_below
 from boxtwin.datasets.problems import some
 from boxtwin.errors import nearest
+
+
+def class_name(text: object) -> str:
+    """The name of a class as data sets are read: letters composed (NFC), without blanks around it."""
+    return unicodedata.normalize("NFC", str(text).strip())
 
 
 class LabelledBox(NamedTuple):
@@ -84,8 +91,7 @@ def unknown_classes(images: Iterable[LabelledImage], known: Collection[str]) -> 
 
 def label_files(folder: Path, ending: str) -> list[Path]:
     """The files in a folder and below whose names end so, in capitals too; hidden ones are left alone."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() == ending and file.is_file())
-    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+    return sorted(file for file in files_below(folder) if file.suffix.lower() == ending and file.is_file())
 
 
 def without_label_file(names: list[str]) -> list[str]:

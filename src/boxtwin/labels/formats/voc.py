@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import SubElement
 
+from boxtwin.boxes import Box
 from boxtwin.datasets.image_folder import image_files
 from boxtwin.datasets.image_names import without_ending
 from boxtwin.errors import InputError
@@ -22,6 +23,7 @@ from boxtwin.labels.formats.labelled_image import (
     LabelledBox,
     LabelledImage,
     Labels,
+    class_name,
     label_files,
     with_marks,
     without_label_file,
@@ -50,18 +52,25 @@ def write(folder: Path, images: Sequence[LabelledImage], classes: Sequence[str])
             SubElement(entry, "pose").text = "Unspecified"
             SubElement(entry, "truncated").text = SubElement(entry, "difficult").text = "0"
             bounds = SubElement(entry, "bndbox")
-            left, top = _rounded(min(x1, width - 1)), _rounded(min(y1, height - 1))
-            # What is narrower than a pixel becomes one.
-            corners = (left, top, max(_rounded(x2), left + 1), max(_rounded(y2), top + 1))
-            for corner, value in zip(CORNERS, corners, strict=True):
+            for corner, value in zip(CORNERS, as_written((x1, y1, x2, y2), width, height), strict=True):
                 SubElement(bounds, corner).text = str(value)
         write_bytes_atomically(folder / FOLDER / f"{Path(image.file).stem}.xml", xml_bytes(root))
     write_bytes_atomically(folder / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
     write_not_confirmed(folder, images)
 
 
-def _rounded(value: float) -> int:
-    return math.floor(value + 0.5)
+def as_written(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """A box (xyxy) in whole pixels; of one that is too narrow for it, the pixel that holds its middle."""
+    (left, right), (top, bottom) = _side_of(box[0], box[2], width), _side_of(box[1], box[3], height)
+    return left, top, right, bottom
+
+
+def _side_of(start: float, end: float, longest: int) -> tuple[int, int]:
+    first, last = math.floor(start + 0.5), math.floor(end + 0.5)
+    if first >= last or first >= longest:
+        first = max(min(math.floor((start + end) / 2), longest - 1), 0)
+        last = first + 1
+    return first, last
 
 
 def read(path: Path) -> Labels:
@@ -73,7 +82,7 @@ def read(path: Path) -> Labels:
             raise InputError(f"{file} begins with <{root.tag}>, not with <annotation> as Pascal VOC files do")
         boxes = []
         for entry in root.iterfind("object"):
-            bounds, name = entry.find("bndbox"), entry.findtext("name", "").strip()
+            bounds, name = entry.find("bndbox"), class_name(entry.findtext("name", ""))
             if bounds is None or not name:
                 raise InputError(f"{file}: an object without {'name' if bounds is not None else 'bndbox'}")
             x1, y1, x2, y2 = (number(bounds, corner, file) for corner in CORNERS)

@@ -19,7 +19,7 @@ def read_xml(file: Path) -> ElementTree.Element:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError(f"{file} is no text in UTF-8") from None
+        raise InputError(f"{file} is no text in UTF-8; save it as UTF-8") from None
     if _DECLARED.search(text):
         raise InputError(f"{file} declares a document type or entities, which annotation tools do not write")
     try:

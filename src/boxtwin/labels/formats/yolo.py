@@ -25,6 +25,7 @@ from boxtwin.labels.formats.labelled_image import (
     LabelledBox,
     LabelledImage,
     Labels,
+    class_name,
     label_files,
     with_marks,
     without_label_file,
@@ -153,7 +154,7 @@ def _content(file: Path) -> Any:
 
 def _names_in(file: Path) -> list[str]:
     if file.suffix.lower() not in YAML:
-        lines = [line.strip() for line in read_text(file).rstrip().splitlines()]
+        lines = [class_name(line) for line in read_text(file).rstrip().splitlines()]
         if not all(lines):
             raise InputError(f"{file} has an empty line between the names of classes: which number is whose?")
         return lines
@@ -163,7 +164,7 @@ def _names_in(file: Path) -> list[str]:
             names = [names[str(index)] for index in range(len(names))]
         if isinstance(names, str) or not all(isinstance(name, str) and name.strip() not in ("", "~") for name in names):
             raise TypeError("they are no list of names")
-        return [name.strip() for name in names]
+        return [class_name(name) for name in names]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{file} lists no class names under names, numbered from 0: {error}") from None
 

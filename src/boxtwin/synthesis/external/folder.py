@@ -74,18 +74,19 @@ class Folder(Generator):
 
     def match(self, samples: Sequence[Sample]) -> None:
         """Find the one source of every file, or raise InputError; two files of one variation are refused as well."""
-        by_name: dict[str, set[str]] = defaultdict(set)
+        by_path: dict[str, set[str]] = defaultdict(set)
+        by_base: dict[str, set[str]] = defaultdict(set)
         for sample in samples:
             path = Path(file_key(sample.name)).with_suffix("")
-            by_name[path.as_posix()].add(sample.name)
-            by_name[path.name].add(sample.name)
+            by_path[path.as_posix()].add(sample.name)
+            by_base[path.name].add(sample.name)
         problems, matched = [], defaultdict(list)
         for file in self.files:
             if (parsed := _parse(Path(file))) is None:
                 problems.append(f"{file}: no number of a variation at its end")
                 continue
             stem, number = parsed
-            sources = by_name.get(file_key(stem), set())
+            sources = by_path.get(file_key(stem)) or by_base.get(file_key(stem), set())
             if len(sources) == 1:
                 matched[next(iter(sources)), number].append(file)
             elif sources:
