@@ -178,6 +178,28 @@ def test_files_of_several_pages_have_no_annotations() -> None:
         count(file)
 
 
+def test_more_objects_than_coco_looks_at_are_told() -> None:
+    boxes = np.array([[10 * x, 10 * y, 10 * x + 8, 10 * y + 8] for x in range(20) for y in range(15)], np.float32)
+    labels = np.zeros(len(boxes), np.int64)
+    about: dict[str, Any] = {"name": "a.png", "path": Path("a.png"), "width": 200, "height": 150, "image_id": 1}
+    sample = Sample(**about, boxes=boxes, labels=labels, areas=np.full(len(boxes), 64.0), crowd=labels.astype(bool))
+    found = Detections(boxes, np.linspace(0.9, 0.5, len(boxes)).astype(np.float32), labels)
+    count = ImageCount(
+        counts=np.array([300, 300]),
+        intervals=(),
+        spread=np.zeros(2, np.int64),
+        unlike=(),
+        scale=1.0,
+        near=0,
+        found=found,
+        every=found,
+    )
+    (line,) = score(Annotated(("ship",), {sample.path: sample}, (0,)), {sample.path: count})
+    assert "AP 0.337" in line
+    assert "100 detections" in line
+    assert line.endswith("AP 1.000, AP50 1.000")
+
+
 @pytest.mark.parametrize("crowd", [False, True])
 def test_intervals_of_images_with_crowds_are_not_held_against_the_truth(crowd: bool) -> None:
     """The interval of the second image is of its crowd's objects too, whose number nobody knows."""

@@ -112,7 +112,7 @@ def test_a_gain_beside_its_controls() -> None:
     assert data > change.mean
     wins = [of_s2["lead"]]
     advice = {"kind": "use", "wins": wins, "gaining": wins, "without_controls": False, "equal": [], "data": data}
-    assert found.advice == advice
+    assert found.advice == advice | {"few_controls": {}}
 
 
 def test_a_control_alone_that_gains_is_advised() -> None:
@@ -158,7 +158,15 @@ def test_a_control_with_few_seeds_is_not_called_as_good() -> None:
     runs, _, figures = simulate(conditions, seeds=9, seed_noise=0.005, own_image_noise=0.01)
     rows = condition_table([run for run in runs if run.generator != "repeat" or run.seed == 0])
     (found,) = answers(rows, contrasts(rows, figures))
-    assert (found.advice["kind"], found.advice["equal"], found.advice["without_controls"]) == ("use", [], True)
+    assert (found.advice["kind"], found.advice["equal"], found.advice["without_controls"]) == ("use", [], False)
+    assert found.advice["few_controls"]["names"] == ["repeat"]
+    needed = found.advice["few_controls"]["seeds"]
+    assert needed >= 6
+    said = " ".join(answer(rows, contrasts(rows, figures)))
+    assert f"too few seeds to tell a difference from these: {needed} are needed." in said
+    assert f"Run {needed} seeds of repeat" in said
+    assert "no significant difference" not in said
+    assert "Add controls" not in said
 
 
 def test_more_images_that_lower_ap_are_no_lack_of_seeds() -> None:

@@ -119,6 +119,16 @@ def test_images_with_labels_of_another_version_are_no_draw_whatever_the_names() 
         assert len(repeated_draws(study.rows, study.contrasts, figures)) == draws
 
 
+def test_files_of_one_name_in_two_folders_are_two_versions_of_labels() -> None:
+    runs, _ = simulate_settings([({}, 40.0, 0.5, 3), ({}, 80.0, 0.6, 3)])
+    for folders, versions in ((("old", "new"), 2), (("a/labels", "b/labels"), 1)):
+        by_size = dict(zip((40, 80), folders, strict=True))
+        typed = [f"dataset.annotations={by_size[run.train_size or 0]}/annotations.json" for run in runs]
+        placed = [replace(run, overrides=each) for run, each in zip(runs, typed, strict=True)]
+        rows = condition_table(placed)
+        assert len({LabelVersions(rows).of(row) for row in rows}) == versions
+
+
 def test_names_of_the_same_data_are_one_version_of_labels() -> None:
     conditions = [({}, 40.0, 0.5, 3), ({"trainer.steps": "804"}, 40.0, 0.5, 3), ({}, 80.0, 0.6, 3)]
     runs, _ = simulate_settings(conditions)

@@ -271,6 +271,18 @@ def test_the_sizes_that_are_named_are_those_that_were_read_off() -> None:
     assert "at 10, 20, 40." in section.sentences[1]
 
 
+def test_images_beside_the_data_set_are_named_with_the_curve() -> None:
+    beside = {"unlabelled_images": "70-3f2a91bc0d12"}
+    pasted = {"variations.per_image": "10", "generator.name": "copy_paste"}
+    conditions = [(beside, size, ap50, 6) for size, ap50 in ((10.0, 0.5), (20.0, 0.6), (40.0, 0.7))]
+    conditions += [(beside | pasted, 10.0, 0.6, 6), ({}, 10.0, 0.3, 6)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004, own_image_noise=0.0)
+    section = equivalence_section(study_of(runs, condition_table(runs), figures))
+    assert section is not None
+    assert "real images alone, with 70 unlabelled images at 10, 20, 40." in section.sentences[1]
+    assert "real images alone, with 70 unlabelled images: 10: 50." in section.plots[0].text
+
+
 def test_points_of_several_kinds_of_device_are_said_to_be_no_paired_difference() -> None:
     pasted = {"variations.per_image": "10", "generator.name": "copy_paste"}
     conditions = [({}, 10.0, 0.5, 6), ({}, 20.0, 0.6, 6), ({}, 40.0, 0.65, 6), (pasted, 10.0, 0.55, 6)]

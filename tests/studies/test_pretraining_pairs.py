@@ -172,3 +172,21 @@ def test_treatments_are_listed_by_their_gain_with_what_they_cost() -> None:
     assert "Machine: +3.0 minutes" in second
     assert third.startswith("Empty images, ")
     assert third.endswith("Machine: +0.0 minutes; a person: a look at each image.")
+
+
+def test_minutes_of_treatments_are_of_pairs_on_one_kind_of_device() -> None:
+    plain = [run("plain", seed, 0.5, {}) for seed in range(9)]
+    unlabelled = [run("more", seed, 0.55, {"unlabelled_images": "70-3f2a91bc0d12"}) for seed in range(9)]
+    empty = [run("empty", seed, 0.45, {"empty_images": "9-0123456789ab"}) for seed in range(9)]
+
+    def on(each: StudyRun, device: str) -> StudyRun:
+        seconds = {"cpu": 600.0, "H100": 30.0}[device]
+        provenance = {"device": device, "precision": "32-true"}
+        return replace(
+            each, provenance=provenance, metrics={**each.metrics, "time/train": seconds, "time/label_unlabelled": 0.0}
+        )
+
+    runs = [on(each, "cpu") for each in (*plain, *empty)]
+    runs += [on(each, "H100" if each.seed < 3 else "cpu") for each in unlabelled]
+    section = next(part for part in Summary.of(Study.of(runs)).sections if part.title == "What else you could do")
+    assert "Machine: +0.0 minutes" in section.sentences[0]

@@ -21,6 +21,7 @@ from boxtwin.studies.condition_values import COUNT, differences
 from boxtwin.studies.conditions import condition_table
 from boxtwin.studies.primary import PRIMARY_FILE, find_rows, primary_comparisons
 from boxtwin.studies.report.page import write_report
+from boxtwin.studies.report.recommendation import recommended
 from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import runs_in
 from boxtwin.studies.study import Study
@@ -86,7 +87,9 @@ def test_only_the_named_comparisons_have_p_and_they_are_corrected_together(tmp_p
     assert all(math.isnan(change.p) and not change.significant and change.interval for change in others)
     summary = Summary.of(found)
     assert len(summary.answer) == 5
-    assert summary.answer[3].startswith("What to do: with 10 real images, use simulation and copy-paste (+1")
+    assert summary.answer[3].startswith(
+        "What to do: with 10 real images, use pretraining=sar_scenes variations=10 generator=copy_paste steps=1314 (+1"
+    )
     assert "significant gain" in summary.answer[2]
     assert "1314 and 804 optimiser steps" in summary.answer[2]
     assert "not significant (p 0.012, but the interval holds 0)" in summary.answer[1]
@@ -166,6 +169,42 @@ def test_significance_needs_an_interval_that_excludes_zero() -> None:
 def test_files_that_cannot_be_understood(content: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
         primary_comparisons(content, "p.yaml")
+
+
+def test_more_images_alone_do_not_make_a_treatment_the_advice() -> None:
+    """Variations of 80 images are better than 40 images without any, and worse than 80."""
+    conditions = [({}, 40.0, 0.5, 9), ({}, 80.0, 0.7, 9), (PASTED, 80.0, 0.6, 9)]
+    runs, figures = simulate_settings(conditions, seed_noise=0.004)
+    entry = {
+        "treatment": {"variations": 10, "generator": "copy_paste", "real_images": 80},
+        "control": {"real_images": 40},
+    }
+    found = study_of(runs, condition_table(runs), figures, primary_comparisons({"comparisons": [entry]}, "p.yaml"))
+    said = " ".join(Summary.of(found).answer)
+    assert "significant gain" in said
+    assert "What to do" not in said
+    assert recommended(found)[0].variations == 0
+
+
+def test_the_advice_is_the_treatment_whatever_the_comparison_is_called() -> None:
+    entry = {**PASTE, "name": "real images alone against copy_paste"}
+    (advice,) = (each for each in Summary.of(study([entry])).answer if each.startswith("What to do"))
+    assert "use variations=10 generator=copy_paste steps=402 (" in advice
+
+
+def test_sizes_that_are_compared_differ_in_nothing_but_their_images() -> None:
+    sizes = {"treatment": {"real_images": 80}, "control": {"real_images": 40}}
+
+    def compare(*settings: dict[str, str]) -> list[str]:
+        conditions = [(each, size, 0.5, 6) for each, size in zip(settings, (40.0, 80.0), strict=True)]
+        runs, figures = simulate_settings(conditions)
+        named = primary_comparisons({"comparisons": [sizes]}, "p.yaml")
+        return [each.kind for each in study_of(runs, condition_table(runs), figures, named).contrasts]
+
+    assert "primary" in compare({}, {})
+    assert "primary" in compare({"split.name": "s2", "split.train": "40"}, {"split.name": "s1", "split.train": "80"})
+    with pytest.raises(InputError, match=r"also differ in split\.seed \(1 against 0\)"):
+        compare({"split.seed": "0"}, {"split.seed": "1"})
 
 
 def test_sides_that_fit_several_conditions_are_refused() -> None:
@@ -313,6 +352,8 @@ def test_files_of_several_folders_are_equal_or_one_is_named(tmp_path: Path, capl
     with pytest.raises(InputError, match=r"a/primary.yaml, .*b/primary.yaml, .* choose one of them: primary=FILE$"):
         kept_primary(None, *folders)
     assert kept_primary(str(other), *folders) == kept_primary(None, folders[1], folders[2])
+    (folders[1] / "runs.zip").touch()
+    assert kept_primary(None, folders[1] / "runs.zip", folders[2]) == kept_primary(None, folders[1], folders[2])
 
 
 def test_a_page_without_primary_comparisons_names_none() -> None:

@@ -16,12 +16,14 @@ from boxtwin.errors import InputError
 from boxtwin.studies.comparison import Difference, ResampledMetrics, contrasts
 from boxtwin.studies.condition_values import COUNT
 from boxtwin.studies.conditions import Row, condition_table
+from boxtwin.studies.evidence import change_limits
 from boxtwin.studies.inference import mean_interval
 from boxtwin.studies.next_runs import choice
 from boxtwin.studies.report.page import write_report
 from boxtwin.studies.report.plots import curve_plot, curve_text, draw_curve, plot_curves
 from boxtwin.studies.report.summary import Summary, printed, verdict
 from boxtwin.studies.report.tables import text_table, write_csv
+from boxtwin.studies.report.words import sentence
 from boxtwin.studies.runs import StudyRun
 from boxtwin.studies.study import Study
 
@@ -192,6 +194,27 @@ def test_text_table_is_aligned_and_names_what_differs() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "dataset" in text_table(condition_table([*runs, make_run(dataset="hrsid")]))[0]
     assert text_table([])[0].startswith("split")
+
+
+def test_differences_of_other_seeds_are_no_entries_of_the_table() -> None:
+    runs = [make_run(seed=seed) for seed in (3, 4)] + [make_run(variations=10, seed=seed, ap50=0.6) for seed in (0, 1)]
+    rows = condition_table(runs)
+    found = contrasts(rows, ResampledMetrics({}))
+    assert "+20.0" not in "".join(text_table(rows, found))
+    paired = condition_table([*runs, make_run(variations=10, seed=3, ap50=0.6)])
+    assert "+20.0" in "".join(text_table(paired, contrasts(paired, ResampledMetrics({}))))
+
+
+@pytest.mark.parametrize(("p", "shown"), [(0.2, "0.20"), (0.0312, "0.031"), (0.00051, "0.001"), (2 / 2**12, "<0.001")])
+def test_p_values_are_never_shown_as_zero(p: float, shown: str) -> None:
+    assert sentence("p_value", p=p) == shown
+
+
+@pytest.mark.parametrize(
+    ("metric", "limits"), [("account_holder/map_50", 1.0), ("ship/map", 1.0), ("discount_x/count_mae", math.inf)]
+)
+def test_the_limits_of_a_metric_follow_from_its_own_name(metric: str, limits: float) -> None:
+    assert change_limits(metric) == (-limits, limits)
 
 
 def test_csv_holds_the_unrounded_figures(tmp_path: Path) -> None:

@@ -92,9 +92,14 @@ def paths_of(value: Any) -> list[Path]:
     return paths
 
 
+def home_of(path: Path) -> Path:
+    """The folder that holds the files about runs: the folder of the runs itself, or that of their archive."""
+    return path if path.is_dir() else path.parent
+
+
 def kept_split(path: Path) -> Path | None:
     """The file of the splits of a published study (benchmarks/keep_study.py) whose splits came from a file."""
-    folder = path if path.is_dir() else path.parent
+    folder = home_of(path)
     settings, split = folder / "config.yaml", folder / "split.json"
     if not (settings.is_file() and split.is_file()):
         return None
@@ -174,6 +179,8 @@ def stored_primary(store: Store, last: Run | None, folder: Path) -> Path | None:
 def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
     """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder.
 
+    Instead of a folder of runs, their archive may be given.
+
     `NO_PRIMARY` instead of a file gives none, and removes the copy.
 
     Raises `InputError` if the file cannot be read, or none is given and the folders keep different ones.
@@ -181,7 +188,8 @@ def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
     if given == NO_PRIMARY:
         (folders[-1] / PRIMARY_FILE).unlink(missing_ok=True)
         return []
-    files = [Path(given)] if given else [folder / PRIMARY_FILE for folder in folders]
+    *kept, report = folders
+    files = [Path(given)] if given else [folder / PRIMARY_FILE for folder in (*map(home_of, kept), report)]
     files = [file for file in files if file.is_file()]
     if not files:
         if given:

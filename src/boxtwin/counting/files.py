@@ -83,7 +83,8 @@ def _columns(classes: Sequence[str]) -> list[str]:
     taken, names = {"file", "unlike_training", "scale", "learnt_from"}, []
     for name in ("total", *classes):
         free, number = name, 1
-        while taken & {f"{free}{end}" for end in ENDS}:
+        # The name of a class is its own, whichever comes first.
+        while taken & {f"{free}{end}" for end in ENDS} or (free != name and free in classes):
             number += 1
             free = f"{name}_{number}"
         taken |= {f"{free}{end}" for end in ENDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from boxtwin.datasets.sample import Detections, Sample
 from boxtwin.errors import InputError
 from boxtwin.evaluation.coco_metrics import coco_by_class
 from boxtwin.evaluation.counts import count_metrics
-from boxtwin.evaluation.matching import match, match_detections
+from boxtwin.evaluation.matching import COCO_LIMIT, match, match_detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,4 +163,9 @@ def _in_crowds(
 
 def _words(values: Mapping[str, float]) -> str:
     text = "AP {map:.3f}, AP50 {map_50:.3f}, count MAE {count_mae:.2f}, RMSE {count_rmse:.2f}, bias {count_bias:+.2f}, "
-    return (text + "{exact:.0f} % of the images exact").format(**values, exact=100 * values["count_exact"])
+    text = (text + "{exact:.0f} % of the images exact").format(**values, exact=100 * values["count_exact"])
+    unlimited = values.get("map_unlimited", values["map"])
+    if round(unlimited, 3) == round(values["map"], 3) or math.isnan(unlimited):
+        return text
+    of_all = f"AP {unlimited:.3f}, AP50 {values['map_50_unlimited']:.3f}"
+    return f"{text}; AP is of {COCO_LIMIT} detections a class and image, as COCO has it, and with all of them {of_all}"

@@ -29,6 +29,7 @@ from boxtwin.studies.condition_values import (
     EXTRA,
     FIT,
     OF_REDRAW,
+    OF_TRAINING_IMAGES,
     PRETRAINING,
     REDRAW,
     Values,
@@ -61,6 +62,7 @@ class PrimaryComparison:
     name: str
     treatment: Values
     control: Values
+    treatment_in_words: str = ""  # what distinguishes the treatment, whatever the name
 
 
 def primary_comparisons(content: object, file: str) -> list[PrimaryComparison]:
@@ -87,7 +89,7 @@ def _comparison(entry: object, where: str) -> PrimaryComparison:
         raise InputError(f"{where}: treatment and control are the same condition")
     texts = [as_overrides(each) for each in (*of_sides, shared)]
     name = f"{texts[0] or 'none'} against {texts[1] or 'none'}" + (f" ({texts[2]})" if texts[2] else "")
-    return PrimaryComparison(str(entry.get("name", name)), UNSAID | treatment, UNSAID | control)
+    return PrimaryComparison(str(entry.get("name", name)), UNSAID | treatment, UNSAID | control, texts[0] or "none")
 
 
 def find_rows(rows: Sequence[Row], comparison: PrimaryComparison) -> tuple[Row | None, Row | None]:
@@ -157,10 +159,14 @@ def _unnamed(new: Row, old: Row, comparison: PrimaryComparison) -> list[str]:
         groups |= {"pretraining_images"}
     if named & {REDRAW, FIT}:
         named |= set(OF_REDRAW)
-    parts = {"split"} if groups & {"dataset", "split"} or REAL_IMAGES in named else set()
+    parts = {"split"} if "dataset" in groups else set()
+    by_size = "split" in groups or REAL_IMAGES in named
     follow = {"setting", "store", DEVICE} | ({STEPS} if EPOCHS in new.values and EPOCHS in old.values else set())
     return sorted(
         key
         for key in {*new.values, *old.values} - named - follow
-        if new.values.get(key) != old.values.get(key) and key.split(".")[0] not in groups and part_of(key) not in parts
+        if new.values.get(key) != old.values.get(key)
+        and key.split(".")[0] not in groups - {"split"}
+        and part_of(key) not in parts
+        and not (by_size and (key in OF_TRAINING_IMAGES or key.startswith(("split.name", "split.train"))))
     )

@@ -83,8 +83,9 @@ class StudyRun:
 
     @property
     def label_names(self) -> tuple[tuple[str, str], ...]:
-        """`names_of_data` as one value."""
-        return tuple(sorted(self.names_of_data.items()))
+        """`names_of_data` as one value. Annotations have their folder: versions often have one name in several."""
+        folder = PurePath(self.typed("dataset.annotations") or "").parent.name
+        return (*sorted(self.names_of_data.items()), *((("folder", folder),) if folder else ()))
 
     def typed(self, key: str) -> str | None:
         """The value of a setting on the command line; None where it was not typed."""

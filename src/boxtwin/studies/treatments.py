@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from boxtwin.studies.comparison import Contrast, Kind
-from boxtwin.studies.conditions import Estimate, Row
+from boxtwin.studies.conditions import Estimate, Row, paired_seeds
 from boxtwin.studies.study import costs
 
 # Kinds of comparisons with a condition that lacks the treatment, and the seconds that all its runs share.
@@ -42,9 +42,15 @@ def treatments(contrasts: Sequence[Contrast]) -> list[Treatment]:
 
 
 def _treatment(contrast: Contrast) -> Treatment:
-    new, old = costs([contrast.new, contrast.old])
+    (cost,) = costs([contrast.new])
+    # As AP, over pairs: one run on a GPU among many on a CPU would make the treatment look cheap.
+    seeds = paired_seeds(contrast.new, contrast.old)
+    new, old = (
+        Estimate.of((run.seed, run.metrics.get("time/train")) for run in row.runs if run.seed in seeds).mean
+        for row in (contrast.new, contrast.old)
+    )
     shared = sum(_recorded(contrast.new, metric) for metric in SHARED[contrast.kind])
-    return Treatment(contrast, (new.train_seconds - old.train_seconds + shared) / 60, new.label_minutes)
+    return Treatment(contrast, (new - old + shared) / 60, cost.label_minutes)
 
 
 def _recorded(row: Row, metric: str) -> float:

@@ -246,11 +246,12 @@ def _in_words(title: str, curve: Curve) -> str:
     return sentence("curve_in_words", title=title, curve=curve, points=points)
 
 
-def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchange]) -> Drawing:
+def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchange], beside: str = "") -> Drawing:
     """AP50 of each treatment against real images. Conditions with too few seeds for a claim are hollow, without a band.
 
     Dotted lines lead from conditions with the fewest real images to what they are worth. Of more than
-    `MOST_TREATMENTS`, those with a single number of real images are left out if others have several.
+    `MOST_TREATMENTS`, those with a single number of real images are left out if others have several. ``beside`` says
+    what all of them have besides.
     """
     shown = dict(lines)
     if len(lines) > MOST_TREATMENTS and any(len(line) > 1 for name, line in lines.items() if name != PLAIN):
@@ -269,7 +270,7 @@ def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchan
         axes.plot(x, y, **style | {"marker": ""}, linewidth=1.8)
         axes.plot(x[sure], y[sure], **style | {"linestyle": "none"}, markersize=7)
         axes.plot(x[~sure], y[~sure], **style | {"linestyle": "none", "fillstyle": "none"}, markersize=7)
-        axes.plot([], [], **style, linewidth=1.8, markersize=7, label=name)
+        axes.plot([], [], **style, linewidth=1.8, markersize=7, label=f"{name}{beside}")
         known = [each if enough else Estimate(()) for each, enough in zip(estimates, sure, strict=True)]
         _band(axes, x, known, 100.0, style["color"], 100.0)
         for each in exchanges:
@@ -280,7 +281,9 @@ def sizes_picture(lines: Mapping[str, Sequence[Row]], exchanges: Sequence[Exchan
     more = f"; not shown: {left_out} of {len(lines)} treatments, at one number of images" if left_out else ""
     axes.set_title(f"95 % intervals over seeds; hollow: fewer than {LEAST_PAIRS} seeds{more}", fontsize=10)
     _sizes_axis(axes, sizes, "real training images", "AP50, percent")
-    return Drawing(as_svg(canvas), sentence("sizes_in_words", lines=shown))
+    return Drawing(
+        as_svg(canvas), sentence("sizes_in_words", lines={f"{name}{beside}": line for name, line in shown.items()})
+    )
 
 
 def steps_picture(by_steps: Sequence[tuple[str, Sequence[tuple[int, Contrast]]]], text: str) -> Drawing:

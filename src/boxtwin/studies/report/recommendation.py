@@ -10,8 +10,9 @@ from boxtwin.evaluation.scoring import VALIDATION_AP
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
 from boxtwin.studies.conditions import Estimate, Row
 from boxtwin.studies.equivalence import setup_without_treatment
+from boxtwin.studies.report.primary_answer import primary_gains
 from boxtwin.studies.report.sections import is_treated
-from boxtwin.studies.report.summary import AP50, answers, beaten_by_pixels, primary_gains
+from boxtwin.studies.report.summary import AP50, answers, beaten_by_pixels
 from boxtwin.studies.study import Study
 
 

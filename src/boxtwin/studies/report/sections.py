@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from boxtwin.config.identity import NO_PRETRAINING
 from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast
 from boxtwin.studies.condition_names import condition_name, prefix_of
-from boxtwin.studies.condition_values import DEVICE, PRETRAINING
+from boxtwin.studies.condition_values import DEVICE, PRETRAINING, in_words
 from boxtwin.studies.conditions import Row, setups
 from boxtwin.studies.dose_response import Curve, fit, has_enough_counts, lines, measured_gains
 from boxtwin.studies.draws import repeated_draws
@@ -93,7 +93,9 @@ def sensitivity_section(study: Study) -> Section:
                 "gains": gains,
                 "gain_significant": shows_a_gain(alike),
                 "measured": [interval.half_width for interval in intervals],
-                "true": [detectable(interval) for interval in intervals],
+                "true": [detectable(gain.interval) for gain in gains if gain.interval and gain.could_be_significant],
+                "needed": max((gain.pairs_needed for gain in gains), default=0),
+                "family": max((gain.family for gain in gains), default=1),
             }
         )
     plain = [row for row in study.rows if not row.variations]
@@ -172,13 +174,20 @@ def equivalence_section(study: Study) -> Section | None:
         steps = len({row.first.steps for row in (*plain, *treated)}) > 1
         read_off = {tuple(row.run_ids for row in each.curve): each.curve for each in exchanges}.values()
         sentences += [sentence("exchange", exchange=each, steps=steps) for each in exchanges]
-        sentences += [sentence("exchange_curve", rows=rows, steps=steps) for rows in read_off]
+        sentences += [sentence("exchange_curve", rows=rows, steps=steps, beside=_beside(rows[0])) for rows in read_off]
         machines = sorted({run.machine for row in (*plain, *treated) for run in row.runs} - {""})
         if len(machines) > 1:
             sentences.append(sentence("curves_of_machines", machines=machines))
-        plots.append(sizes_picture(curves, exchanges))
+        plots.append(sizes_picture(curves, exchanges, _beside(plain[0])))
     title = WORTH if any(is_treated(row) for row in study.rows) else "AP50 by number of real images"
     return Section(title, tuple(sentences), tuple(plots)) if plots else None
+
+
+def _beside(row: Row) -> str:
+    """``, with 70 unlabelled images`` of a condition that has images beside the data set; empty for others."""
+    numbers = {key: row.values.get(key, "0").partition("-")[0] for key in EXTRA_IMAGES.values()}  # before a hash
+    words = [in_words(key, number) for key, number in numbers.items() if number != "0"]
+    return f", with {' and '.join(words)}" if words else ""
 
 
 def steps_section(rows: Sequence[Row]) -> Section | None:

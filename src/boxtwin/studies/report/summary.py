@@ -12,9 +12,9 @@ from boxtwin.studies.comparison import EXTRA_IMAGES, Contrast, against_none
 from boxtwin.studies.condition_values import DEVICE, not_known_to_all, part, shown
 from boxtwin.studies.conditions import Row, baseline, paired_seeds, recorded_values, setups, varied_settings
 from boxtwin.studies.next_runs import Candidate
-from boxtwin.studies.primary import find_rows
 from boxtwin.studies.relabelled import Relabelled
 from boxtwin.studies.report.gallery import StoreCards, nearly_empty, store_cards
+from boxtwin.studies.report.primary_answer import primary_answer
 from boxtwin.studies.report.sections import Section, sections, shows_a_gain
 from boxtwin.studies.report.tables import candidates_table, class_text, relabelled_text, text_table
 from boxtwin.studies.report.words import paragraphs, sentence
@@ -92,39 +92,6 @@ class Answer:
     advice: dict[str, Any]  # empty where no variations are compared with none
     sees_gains: bool  # whether anything that was tried gains significantly
     advised_for: str  # the prefix, or nothing where no other setup has another advice
-
-
-def primary_answer(study: Study) -> list[str]:
-    """A sentence for each primary comparison, what to use for each number of real images by those that gain, and what
-    their p are. Other comparisons are in the report."""
-    found = {contrast.name: contrast for contrast in study.contrasts if contrast.kind == "primary"}
-    missing = {
-        each.name: [
-            side for side, row in zip(("treatment", "control"), find_rows(study.rows, each), strict=True) if not row
-        ]
-        for each in study.primary
-    }
-    comparisons = [
-        (place, each.name, found.get(each.name), missing[each.name])
-        for place, each in enumerate(study.primary, start=1)
-    ]
-    gains = sorted(primary_gains(study.contrasts), key=lambda gain: gain.new.estimates[AP50].mean)
-    best = {(each.new.first.dataset, each.new.real_images): each for each in gains}
-    several = len({dataset for dataset, _ in best}) > 1
-    return paragraphs("primary", comparisons=comparisons, best=sorted(best.items()), several=several)
-
-
-def primary_gains(contrasts: Sequence[Contrast]) -> list[Contrast]:
-    """Primary comparisons that show a significant gain, without treatments that lose to something in another one.
-
-    A comparison of different numbers of real images says nothing against the treatment with fewer of them.
-    """
-    primary = [each for each in contrasts if each.kind == "primary"]
-    sure = [
-        each for each in primary if each.differences[AP50].significant and each.new.real_images == each.old.real_images
-    ]
-    worse = {(each.old if each.differences[AP50].mean > 0 else each.new).run_ids for each in sure}
-    return [each for each in primary if each.differences[AP50].gain_significant and each.new.run_ids not in worse]
 
 
 def beaten_by_pixels(equal_pixels: Contrast | None) -> bool:
@@ -276,6 +243,8 @@ def _advice(
         held = [
             each for each in controls if each.new.run_ids in winners and each.differences[AP50].could_be_significant
         ]
+        of_winners = [each for each in controls if each.kind == "control" and each.new.run_ids in winners]
+        few = [each for each in of_winners if not each.differences[AP50].could_be_significant]
         better = list(filter(_is_loss, held))
         beaten = {each.new.run_ids for each in better}
         compared = [each for each in held if each.new.run_ids not in beaten]
@@ -291,8 +260,13 @@ def _advice(
             "kind": "use",
             "wins": sorted(named, key=lambda win: -win.differences[AP50].mean),
             "gaining": gaining,
-            "without_controls": not any(each.kind == "control" for each in held)
-            and any(win in leads and not win.new.is_control for win in wins),
+            "without_controls": not of_winners and any(win in leads and not win.new.is_control for win in wins),
+            "few_controls": {
+                "names": sorted({each.old.generator for each in few}),
+                "seeds": max(each.differences[AP50].pairs_needed for each in few),
+            }
+            if few
+            else {},
             "equal": [f"{generator} on {split}" if several else generator for split, generator in sorted(equal)],
             "data": max(seen, default=None),
         }

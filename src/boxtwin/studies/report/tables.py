@@ -49,6 +49,8 @@ def _ranged(metric: str, estimate: Estimate) -> str:
 
 
 def _signed(metric: str, value: Estimate | Difference | None) -> str:
+    if isinstance(value, Difference) and not value.pairs:
+        return ""  # a difference of means of other seeds is none of pairs
     return "" if value is None else METRICS[metric].form(value.mean, signed=True)
 
 
