@@ -206,8 +206,9 @@ def test_numbers_with_few_seeds_are_left_out() -> None:
 
 
 def test_places_are_whole_numbers_from_none_to_the_largest() -> None:
-    assert places(3).tolist() == [0, 1, 2, 3]
-    many = places(1000)
+    assert places([2, 3]).tolist() == [0, 1, 2, 3]
+    many = places([1000])
     assert (many[0], many[-1]) == (0, 1000)
     assert len(many) <= dose_response.MOST_PLACES
+    assert {*places([2, 150, 151, 1000])} >= {2, 150, 151, 1000}
     assert (np.diff(many) > 0).all()

@@ -204,11 +204,13 @@ def _image_noise(
     return np.asarray((vectors * values.clip(0)) @ vectors.T)
 
 
-def places(largest: int) -> Int[np.ndarray, " places"]:
-    """Whole numbers of variations from 0 to the largest tried."""
+def places(tried: Sequence[int]) -> Int[np.ndarray, " places"]:
+    """Whole numbers of variations from 0 to the largest of those tried, and all that were tried."""
+    largest = max(tried)
     if largest <= MOST_PLACES:
         return np.arange(largest + 1)
-    return np.unique(np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64))
+    even = np.round(np.expm1(np.linspace(0, np.log1p(largest), MOST_PLACES))).astype(np.int64)
+    return np.unique(np.append(even, np.array(tried, dtype=np.int64)))
 
 
 def fit(metric: str, gains: MeasuredGains) -> Curve:
@@ -222,7 +224,7 @@ def fit(metric: str, gains: MeasuredGains) -> Curve:
     scale = max(float(np.sqrt(np.diag(gains.noise)).max()), float(np.abs(gains.gains).max()), 1e-6)
     lengths = np.geomspace(np.diff(at).max() / 2, float(at[-1]), GRID)
     heights = np.geomspace(1.0, 4.0, GRID)
-    spots = places(gains.variations[-1])
+    spots = places(gains.variations)
     targets = np.concatenate([[0.0], gains.gains / scale])
     # 1e-8: the gain at 0 is 0 without error, but a matrix must not be singular.
     noise = 1e-8 * np.eye(len(at))

@@ -108,7 +108,11 @@ def sensitivity_section(study: Study) -> Section:
         "Whether training was long enough" if alone else "What this study could detect",
         (
             *paragraphs("sensitivity", setups=parts),
-            *(sentence("late_rise", row=row, late=each, still=STILL) for row, each in late if each),
+            *(
+                sentence("late_rise", row=row, late=each, still=STILL, treated=is_treated(row))
+                for row, each in late
+                if each
+            ),
             *gains_in_words,
         ),
         (steps_picture(by_steps, " ".join(gains_in_words)),) if by_steps else (),
