@@ -30,6 +30,7 @@ from boxtwin.studies.runs import FINISHED, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
 ESTIMATED = ("map", "map_50", "count_mae", "count_bias")
+LIMITS = {"test/map": (0.0, 1.0), "test/map_50": (0.0, 1.0), "test/count_mae": (0.0, math.inf)}
 # Settings that versions which record no condition had at their first value.
 SINCE = ("evaluation", "levels", "max_detections", "anchors", "crowds", "channels")
 
@@ -40,13 +41,19 @@ class Estimate:
 
     by_seed: tuple[tuple[int, float], ...]
     clusters: tuple[int, ...] = ()  # of each value: equal numbers share a pre-training; empty: all are independent
+    limits: tuple[float, float] = (-math.inf, math.inf)  # the least and greatest value that the metric can have
 
     @classmethod
-    def of(cls, values: Iterable[tuple[int, float | None]], runs: Iterable[StudyRun] = ()) -> Estimate:
+    def of(
+        cls,
+        values: Iterable[tuple[int, float | None]],
+        runs: Iterable[StudyRun] = (),
+        limits: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Estimate:
         """From values by seed, of which some are not known, and the runs that they are of."""
         by_seed = tuple((seed, float(v)) for seed, v in values if v is not None and math.isfinite(v))
         first = {run.seed: run.pretraining_seed for run in runs}
-        return cls(by_seed, clusters_of([first.get(seed) for seed, _ in by_seed]))
+        return cls(by_seed, clusters_of([first.get(seed) for seed, _ in by_seed]), limits)
 
     @property
     def values(self) -> list[float]:
@@ -67,7 +74,8 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean over seeds on the same test images; None with fewer than two seeds."""
-        return mean_interval(self.values, self.clusters)
+        interval, (least, most) = mean_interval(self.values, self.clusters), self.limits
+        return None if interval is None else (max(interval[0], least), min(interval[1], most))
 
 
 @dataclass(frozen=True)
@@ -257,7 +265,8 @@ def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: t
     in_order = tuple(runs[seed] for seed in sorted(runs))
 
     def estimate(metric: str) -> Estimate:
-        return Estimate.of(((run.seed, run.metrics.get(metric)) for run in in_order), in_order)
+        values = ((run.seed, run.metrics.get(metric)) for run in in_order)
+        return Estimate.of(values, in_order, LIMITS.get(metric, (-math.inf, math.inf)))
 
     return Row(
         *labels,
