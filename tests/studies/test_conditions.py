@@ -226,9 +226,9 @@ def test_intervals_of_means_hold_values_that_are_possible_alone(composed: DictCo
         metrics = {"test/map": ap, "test/map_50": ap, "test/count_mae": mae, "test/count_bias": -mae}
         write_record(tmp_path, plain(composed), (seed,), metrics=metrics)
     ((row,), _, _) = compared(tmp_path)
-    assert row.estimates["map"].interval == (pytest.approx(0.315, abs=0.01), 1.0)
-    assert row.estimates["count_mae"].interval == (0.0, pytest.approx(20.0, abs=0.1))
-    assert row.estimates["count_bias"].interval == (pytest.approx(-20.0, abs=0.1), pytest.approx(16.9, abs=0.1))
+    assert row.estimates["map"].interval == pytest.approx((0.315, 1.0), abs=0.01)
+    assert row.estimates["count_mae"].interval == pytest.approx((0.0, 20.0), abs=0.1)
+    assert row.estimates["count_bias"].interval == pytest.approx((-20.0, 16.9), abs=0.1)
 
 
 def test_versions_of_test_labels_go_by_their_names(composed: DictConfig, tmp_path: Path) -> None:
