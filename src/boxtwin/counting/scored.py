@@ -168,4 +168,4 @@ def _words(values: Mapping[str, float]) -> str:
     if round(unlimited, 3) == round(values["map"], 3) or math.isnan(unlimited):
         return text
     of_all = f"AP {unlimited:.3f}, AP50 {values['map_50_unlimited']:.3f}"
-    return f"{text}; AP is of {COCO_LIMIT} detections a class and image, as COCO has it, and with all of them {of_all}"
+    return f"{text}; COCO's AP uses {COCO_LIMIT} detections a class and image, too few here; with all of them {of_all}"

@@ -28,7 +28,7 @@ from boxtwin.labels.options import Confirmed, LabelOptions
 log = logging.getLogger(__name__)
 
 NOT_CONFIRMED = "not confirmed by a person"
-_CUT = "cut them off at the border"
+_CUT = "cut off what is outside"
 HOW = (
     "make the variations with other labels first, copy annotations.json of their store to the file, correct it and "
     'mark every image that is right with "confirmed": true, or correct it in an annotation tool, export COCO, and say '
@@ -131,7 +131,8 @@ class ManualLabels:
         for number, box, label, decision, evidence in labelled.boxes:
             inside, overhang = fit_box(box, width, height)
             if overhang > ROUNDING:
-                raise InputError(f"{self.file}, {_outside(number, box, image, width, height)}; {_CUT}")
+                where = _outside(number, box, image, width, height)
+                raise InputError(f"{self.file}: a box reaches outside its image: {where}; {_CUT}")
             propagated.append(PropagatedBox(inside, label, decision, evidence))
         lost = [PropagatedBox(fit_box(box, width, height)[0], label, "dropped", {}) for box, label in labelled.removed]
         return Judgement((*propagated, *lost), minutes=labelled.minutes)
