@@ -76,6 +76,19 @@ def test_orientation_ignored(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.jpg", Reading(Orientation.ignore)).shape == (16, 32)
 
 
+@pytest.mark.parametrize("tile", [(16, 16), (16, 64), (64, 16), (48, 32)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiles_of_any_size_are_read(tile: tuple[int, int], dtype: Any, channels: int, compression: str | None) -> None:
+    shape = (70, 90) if channels == 1 else (70, 90, 3)
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+    file = BytesIO()
+    kind = "minisblack" if channels == 1 else "rgb"
+    tifffile.imwrite(file, pixels, tile=tile, compression=compression, photometric=kind)
+    np.testing.assert_array_equal(decode_image(file.getvalue(), "a.tif"), pixels)
+
+
 @pytest.mark.parametrize("white", [1, 15, 100, 254, 255, 4095])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_netpbm_in_bytes_is_read_as_in_text(white: int, channels: int) -> None:

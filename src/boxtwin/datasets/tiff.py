@@ -87,6 +87,8 @@ def for_opencv(content: bytes, name: str, reading: Reading) -> bytes | None:
         samples = page.samplesperpixel
         is_misread = _has_planes(page) or _misread(page) not in (None, BELOW_ALPHA) or len(_pages(file)) > 1
         has_other_channels = samples not in (1, 3, 4) or (samples == 4 and page.bitspersample == 16)
+        # OpenCV 4.14 refuses tiles of some sizes: 16 x 16, say.
+        is_misread |= page.is_tiled and page.compression == COMPRESSION.NONE and page.bitspersample == 8 and samples < 4
         if is_misread or has_other_channels or (reading.channels is not None and samples > 1):
             return None
         tag = page.tags.get(ORIENTATION_TAG)
