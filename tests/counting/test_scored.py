@@ -178,15 +178,11 @@ def test_files_of_several_pages_have_no_annotations() -> None:
         count(file)
 
 
-def test_more_objects_than_coco_looks_at_are_told() -> None:
-    boxes = np.array([[10 * x, 10 * y, 10 * x + 8, 10 * y + 8] for x in range(20) for y in range(15)], np.float32)
-    labels = np.zeros(len(boxes), np.int64)
-    about: dict[str, Any] = {"name": "a.png", "path": Path("a.png"), "width": 200, "height": 150, "image_id": 1}
-    sample = Sample(**about, boxes=boxes, labels=labels, areas=np.full(len(boxes), 64.0), crowd=labels.astype(bool))
-    found = Detections(boxes, np.linspace(0.9, 0.5, len(boxes)).astype(np.float32), labels)
-    count = ImageCount(
-        counts=np.array([300, 300]),
-        intervals=(),
+def counted(total: int, found: Detections, intervals: tuple[CountInterval, ...] = ()) -> ImageCount:
+    """The count of an image of one class, by detections that are all found."""
+    return ImageCount(
+        counts=np.array([total, total]),
+        intervals=intervals,
         spread=np.zeros(2, np.int64),
         unlike=(),
         scale=1.0,
@@ -194,6 +190,15 @@ def test_more_objects_than_coco_looks_at_are_told() -> None:
         found=found,
         every=found,
     )
+
+
+def test_more_objects_than_coco_looks_at_are_told() -> None:
+    boxes = np.array([[10 * x, 10 * y, 10 * x + 8, 10 * y + 8] for x in range(20) for y in range(15)], np.float32)
+    labels = np.zeros(len(boxes), np.int64)
+    about: dict[str, Any] = {"name": "a.png", "path": Path("a.png"), "width": 200, "height": 150, "image_id": 1}
+    sample = Sample(**about, boxes=boxes, labels=labels, areas=np.full(len(boxes), 64.0), crowd=labels.astype(bool))
+    found = Detections(boxes, np.linspace(0.9, 0.5, len(boxes)).astype(np.float32), labels)
+    count = counted(300, found)
     (line,) = score(Annotated(("ship",), {sample.path: sample}, (0,)), {sample.path: count})
     assert "AP 0.337" in line
     assert "100 detections" in line
@@ -219,15 +224,6 @@ def test_intervals_of_images_with_crowds_are_not_held_against_the_truth(crowd: b
         sample = Sample(**about, boxes=boxes, labels=np.zeros(2, np.int64), areas=areas, crowd=flags)
         samples[sample.path] = sample
         total = 2 if number == 0 else 20
-        counts[sample.path] = ImageCount(
-            counts=np.array([total, total]),
-            intervals=(CountInterval(total - 1, total + 1),) * 2,
-            spread=np.zeros(2, np.int64),
-            unlike=(),
-            scale=1.0,
-            near=0,
-            found=nothing,
-            every=nothing,
-        )
+        counts[sample.path] = counted(total, nothing, (CountInterval(total - 1, total + 1),) * 2)
     lines = score(Annotated(("ship",), samples, (0,)), counts)
     assert f"the interval holds the true count in 1 of {1 if crowd else 2} images" in "".join(lines)

@@ -28,6 +28,7 @@ from boxtwin.studies.report.summary import Summary, printed
 from boxtwin.studies.runs import StudyRun, runs_in, with_evidence
 from boxtwin.studies.study import Study
 from boxtwin.studies.suspects import SUGGESTED_FILE, SUSPECTS_FOLDER
+from boxtwin.tracking.run_folders import CONFIGURATION, SPLIT_FILE
 from boxtwin.tracking.study_names import find_study
 
 if TYPE_CHECKING:  # MLflow takes seconds
@@ -100,7 +101,7 @@ def home_of(path: Path) -> Path:
 def kept_split(path: Path) -> Path | None:
     """The file of the splits of a published study (benchmarks/keep_study.py) whose splits came from a file."""
     folder = home_of(path)
-    settings, split = folder / "config.yaml", folder / "split.json"
+    settings, split = folder / CONFIGURATION, folder / SPLIT_FILE
     if not (settings.is_file() and split.is_file()):
         return None
     return None if OmegaConf.select(load_yaml(settings), "split.file") is None else split
@@ -179,9 +180,8 @@ def stored_primary(store: Store, last: Run | None, folder: Path) -> Path | None:
 def kept_primary(given: str | None, *folders: Path) -> list[PrimaryComparison]:
     """The primary comparisons of the file ``given``, or of one kept in a folder; a copy is kept in the last folder.
 
-    Instead of a folder of runs, their archive may be given.
-
-    `NO_PRIMARY` instead of a file gives none, and removes the copy.
+    Before the last, archives of runs stand for the folders that they lie in. `NO_PRIMARY` instead of a file
+    gives none, and removes the copy.
 
     Raises `InputError` if the file cannot be read, or none is given and the folders keep different ones.
     """

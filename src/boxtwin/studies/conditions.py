@@ -25,12 +25,12 @@ from boxtwin.studies.condition_values import (
     part_of,
     places_of,
 )
+from boxtwin.studies.evidence import metric_limits
 from boxtwin.studies.inference import clusters_of, mean_interval
 from boxtwin.studies.runs import FINISHED, StudyRun
 
 CONTROLS = ("repeat", "copy_paste")
 ESTIMATED = ("map", "map_50", "count_mae", "count_bias")
-LIMITS = {"test/map": (0.0, 1.0), "test/map_50": (0.0, 1.0), "test/count_mae": (0.0, math.inf)}
 # Settings that versions which record no condition had at their first value.
 SINCE = ("evaluation", "levels", "max_detections", "anchors", "crowds", "channels")
 
@@ -266,7 +266,7 @@ def _row(runs: Mapping[int, StudyRun], values: Values, varied: Values, labels: t
 
     def estimate(metric: str) -> Estimate:
         values = ((run.seed, run.metrics.get(metric)) for run in in_order)
-        return Estimate.of(values, in_order, LIMITS.get(metric, (-math.inf, math.inf)))
+        return Estimate.of(values, in_order, metric_limits(metric))
 
     return Row(
         *labels,

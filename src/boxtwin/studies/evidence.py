@@ -26,8 +26,11 @@ COMPARED = ("map", "map_50", "count_mae")  # by which conditions are compared
 
 
 def metric_limits(metric: str) -> tuple[float, float]:
-    """The least and greatest value of a metric: an AP is a share, an error of counts has no end."""
-    return 0.0, math.inf if metric.rpartition("/")[2].startswith("count_") else 1.0
+    """The least and greatest value of a metric: an AP is a share, an error of counts has no end, a bias has a sign."""
+    name = metric.rpartition("/")[2]
+    if name == "count_bias":
+        return -math.inf, math.inf
+    return 0.0, math.inf if name.startswith("count_") else 1.0
 
 
 def change_limits(metric: str) -> tuple[float, float]:
